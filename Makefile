@@ -1,0 +1,49 @@
+# make demo   train the digits recipe and show its result
+# make test   lint, type-check and test: what CI runs
+# Both create .venv on the first run and reuse it until pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types pytest format clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes,dev]'
+	touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/bp-torch fit --config recipes/configs/digits.yaml
+
+test: lint types pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy sees the packages under the names that they are installed by, through links.
+types: $(STAMP)
+	rm -rf build/types
+	mkdir -p build/types/bp_torch
+	ln -s ../../../triton_kernels ../../../recipes $(addprefix ../../../,$(wildcard bp_torch/*)) build/types/bp_torch/
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p bp_torch
+
+# One thread for each worker: the workers already fill the cores.
+pytest: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
