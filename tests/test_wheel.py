@@ -32,8 +32,9 @@ from bp_torch import nn
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
-assert type(model[0]).__module__.startswith("bp_torch."), type(model[0])
 loss_fn = nn.CrossEntropyLoss()
+for layer in (*model, loss_fn):
+    assert type(layer).__module__.startswith("bp_torch."), type(layer)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 x, target = torch.randn(32, 8), torch.randint(3, (32,))
 losses = []
