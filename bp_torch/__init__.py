@@ -1,0 +1,10 @@
+"""bp_torch: the layers of backpropagation networks as autograd Functions with explicit backward.
+
+``bp_torch.nn`` and ``bp_torch.functional`` have the names and signatures of ``torch.nn`` and ``torch.nn.functional``.
+"""
+
+from . import functional, nn
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "functional", "nn"]

@@ -1,0 +1,59 @@
+"""The console command bp-torch. Only the name of the subcommand is looked at here; see `bp_torch.recipes.cli`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+RECIPES = {
+    "fit": "train, test the best checkpoint, and write a report",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+    "predict": "write a checkpoint's predictions for the test split",
+}
+
+USAGE = """\
+usage: bp-torch {{{names}}} --config FILE [options]
+       bp-torch --version
+
+{lines}
+
+FILE is a YAML file or the name of a shipped one, such as digits. Several stack: the later wins.
+`bp-torch fit --help` lists the options, `bp-torch fit --config digits --print_config` shows what they come to."""
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:<10}{what}" for name, what in RECIPES.items())
+    return USAGE.format(names=",".join(RECIPES), lines=lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 2 after one line on stderr about what to change."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        from bp_torch import __version__
+
+        print(f"bp-torch {__version__}")
+        return 0
+    if command not in RECIPES:
+        return fail(f"{command!r} is not a command; choose from {', '.join(RECIPES)}")
+    try:
+        from bp_torch.recipes import cli
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] == "bp_torch":
+            raise
+        return fail(f"{command} needs {missing.name}, which is not installed: pip install 'bp-torch[recipes]'")
+    try:
+        cli.run(arguments)
+    except cli.ConfigError as error:
+        return fail(str(error))
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"bp-torch: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,21 @@
+"""torch.nn.functional's names and signatures over this package's Functions; other names are torch's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as _torch
+
+from . import activation as _activation
+from . import dense as _dense
+from .activation import *  # noqa: F403
+from .dense import *  # noqa: F403
+
+_MODULES = (_activation, _dense)
+
+__all__ = [name for module in _MODULES for name in module.__all__]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_torch, name)

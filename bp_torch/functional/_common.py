@@ -1,0 +1,87 @@
+"""What the functional forms share: argument checks and the dtypes that autocast gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functions.activation import ACTIVATIONS
+
+__all__ = ["activation_arguments", "check_probability", "check_same", "check_tensor", "lower_precision", "to_float32"]
+
+
+def check_tensor(function: str, **tensors: Any) -> None:
+    """TypeError unless each is a tensor or None."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}(): argument '{name}': expected a Tensor, got {type(tensor).__name__}")
+
+
+def check_same(function: str, **tensors: Tensor | None) -> None:
+    """RuntimeError unless all that are given have the first one's dtype and device."""
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first_name, first = given[0]
+    for name, tensor in given[1:]:
+        for what in ("dtype", "device"):
+            expected, got = getattr(first, what), getattr(tensor, what)
+            if expected != got:
+                raise RuntimeError(f"{function}(): '{name}': expected the {what} of '{first_name}', {expected}, got {got}")
+
+
+def check_probability(function: str, p: float, name: str = "p") -> None:
+    """ValueError unless 0 ≤ p ≤ 1."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{function}(): '{name}': expected a probability between 0 and 1, got {p}")
+
+
+def activation_arguments(
+    function: str, activation: str | None, parameters: Mapping[str, float] | None = None
+) -> tuple[str, tuple[float, ...]]:
+    """The table's key and all its parameters in order, from a name and the parameters that differ from the default."""
+    name = "identity" if activation is None else activation
+    if not isinstance(name, str):
+        raise TypeError(f"{function}(): 'activation': expected a name or None, got {type(name).__name__}")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{function}(): 'activation': expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    defaults = ACTIVATIONS[name].parameters
+    given = dict(parameters or {})
+    unknown = [key for key in given if key not in defaults]
+    if unknown:
+        allowed = ", ".join(defaults) or "none"
+        raise ValueError(
+            f"{function}(): 'activation_parameters': {name} takes {allowed}, got {', '.join(map(repr, unknown))}"
+        )
+    return name, tuple(float(given.get(key, default)) for key, default in defaults.items())
+
+
+def _autocast(tensor: Tensor | None) -> bool:
+    """Whether autocast is on for this tensor and may cast it; float64 and integers are left alone, as torch does."""
+    return (
+        tensor is not None
+        and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and torch.is_autocast_enabled(tensor.device.type)
+    )
+
+
+def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """What autocast does before matrix products: cast to its dtype."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
+    return tuple(
+        t.to(torch.get_autocast_dtype(t.device.type)) if t is not None and _autocast(t) else t for t in tensors
+    )
+
+
+def to_float32(*tensors: Tensor | None, cpu: bool = True) -> tuple[Any, ...]:
+    """What autocast does before operators that need range or precision: cast to float32.
+
+    ``cpu=False`` for the operators that torch treats so on accelerators alone (softmax, log_softmax, softplus).
+    """
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
+    return tuple(
+        t.float() if t is not None and _autocast(t) and (cpu or t.device.type != "cpu") else t for t in tensors
+    )

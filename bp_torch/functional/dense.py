@@ -1,0 +1,98 @@
+"""Functional forms of the dense layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..functions.dense import DenseFunction
+from ..functions.dropout import draw_mask
+from ..functions.function import call
+from ._common import activation_arguments, check_probability, check_same, check_tensor, lower_precision
+
+__all__ = ["dense", "linear"]
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b, as :func:`torch.nn.functional.linear`.
+
+    Args:
+        input: x, (..., in_features).
+        weight: W, (out_features, in_features).
+        bias: b, (out_features), or None.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or different dtypes or devices.
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)  # type: ignore[arg-type]
+    check_tensor("linear", input=input, weight=weight, bias=bias)
+    x, W, b = lower_precision(input, weight, bias)
+    _check_shapes("linear", x, W, b)
+    return call(DenseFunction, x, W, b, None, None, 0.0, "identity", ())
+
+
+def dense(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+    p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = dropout(f(x Wᵀ + b)) + residual, in one Function.
+
+    Args:
+        input: x, (..., in_features).
+        weight: W, (out_features, in_features).
+        bias: b, (out_features), or None.
+        residual: added last, (..., out_features), or None.
+        activation: f, a key of the activation table; None is the identity.
+        activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+        p: the probability that dropout sets an element to zero.
+        training: dropout acts only where this is true.
+        generator: draws the dropout mask; None is torch's default generator.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or different dtypes or devices.
+        ValueError: an unknown activation or parameter, or p outside [0, 1].
+    """
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return handle_torch_function(
+            dense, (input, weight, bias, residual), input, weight, bias=bias, residual=residual,  # type: ignore[arg-type]
+            activation=activation, activation_parameters=activation_parameters, p=p, training=training,
+            generator=generator,
+        )  # fmt: skip
+    check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
+    name, parameters = activation_arguments("dense", activation, activation_parameters)
+    check_probability("dense", p)
+    x, W, b = lower_precision(input, weight, bias)
+    _check_shapes("dense", x, W, b)
+    shape = (*x.shape[:-1], W.shape[0])
+    if residual is not None and residual.shape != shape:
+        raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
+    mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
+    output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _check_shapes(function: str, x: Tensor, W: Tensor, b: Tensor | None) -> None:
+    check_same(function, input=x, weight=W, bias=b)
+    if W.dim() != 2:
+        raise RuntimeError(
+            f"{function}(): 'weight': expected shape (out_features, in_features), got {tuple(W.shape)}"
+        )
+    if x.dim() == 0 or x.shape[-1] != W.shape[1]:
+        raise RuntimeError(
+            f"{function}(): 'input': expected a last dimension of {W.shape[1]} to match 'weight' of shape "
+            f"{tuple(W.shape)}, got shape {tuple(x.shape)}"
+        )
+    if b is not None and b.shape != W.shape[:1]:
+        raise RuntimeError(f"{function}(): 'bias': expected shape ({W.shape[0]},), got {tuple(b.shape)}")

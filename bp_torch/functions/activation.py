@@ -1,0 +1,403 @@
+"""The activation table, and the Function that applies a row of it.
+
+    forward    y = f(x)
+    backward   dx = dy ⊙ f′(x)
+
+Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x, or the output y
+where that loses no accuracy (then the layer after it keeps the tensor anyway). ``df`` is f′ as a function of the saved
+tensor s, and ``ddf`` is the derivative of ``df`` with respect to that same s, so that
+f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
+
+elu, selu, celu and softsign save their input although y determines f′: near saturation f′ = y + α (or (1 - |y|)²) is a
+difference of nearly equal numbers, and in bfloat16 it is off by up to 40 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .function import Function, call
+
+__all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "activation_jvp", "lookup"]
+
+aten = torch.ops.aten
+
+SQRT_2 = math.sqrt(2.0)
+SQRT_2_PI = math.sqrt(2.0 * math.pi)
+GELU_A = math.sqrt(2.0 / math.pi)  # tanh approximation, Hendrycks & Gimpel 2016, arXiv:1606.08415
+GELU_B = 0.044715
+SELU_ALPHA = 1.6732632423543772848170429916717  # Klambauer et al. 2017, arXiv:1706.02515
+SELU_SCALE = 1.0507009873554804934193349852946
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row: f, f′, f″ and what must be known to use them. All functions take their parameters positionally."""
+
+    f: Callable[..., Tensor]
+    df: Callable[..., Tensor]
+    ddf: Callable[..., Tensor]
+    saves: str
+    formula: str
+    derivative: str
+    source: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    kinks: Callable[..., tuple[float, ...]] = lambda *p: ()
+    """Points x where f′ jumps; f′ there is the value that torch has."""
+    native: Callable[..., Tensor] | None = None
+    """ATen's kernel of the backward, (dy, s, *parameters) → dx: one pass where the formula takes several."""
+    gate: bool = False
+    """f′ depends on the sign of y alone and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
+    unless: Callable[..., bool] = lambda *p: False
+    """For which parameters the output does not determine f′; then the row ``instead`` serves."""
+    instead: Activation | None = None
+
+
+def _gelu_tanh_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(u) and du/dx, with u = √(2/π) (x + 0.044715 x³)."""
+    return torch.tanh(GELU_A * (x + GELU_B * x**3)), GELU_A * (1 + 3 * GELU_B * x**2)
+
+
+def _gelu_tanh_df(x: Tensor) -> Tensor:
+    t, du = _gelu_tanh_parts(x)
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * du
+
+
+def _gelu_tanh_ddf(x: Tensor) -> Tensor:
+    t, du = _gelu_tanh_parts(x)
+    return (1 - t**2) * (du + 0.5 * x * (GELU_A * 6 * GELU_B * x - 2 * t * du**2))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-x / SQRT_2)
+
+
+def _normal_pdf(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x**2) / SQRT_2_PI
+
+
+def _silu_df(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _silu_ddf(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+def _mish_df(x: Tensor) -> Tensor:
+    t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
+    return t + x * s * (1 - t**2)
+
+
+def _mish_ddf(x: Tensor) -> Tensor:
+    t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
+    return s * (1 - t**2) * (2 + x * (1 - s) - 2 * x * s * t)
+
+
+def _elu_df(x: Tensor, alpha: float, scale: float = 1.0, rate: float = 1.0) -> Tensor:
+    return torch.where(x <= 0, alpha * scale * rate * torch.exp(rate * x.clamp(max=0)), scale)
+
+
+def _elu_ddf(x: Tensor, alpha: float, scale: float = 1.0, rate: float = 1.0) -> Tensor:
+    return torch.where(x <= 0, alpha * scale * rate**2 * torch.exp(rate * x.clamp(max=0)), 0.0)
+
+
+def _softplus_df(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 1.0, -torch.expm1(-beta * y))
+
+
+def _softplus_ddf(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 0.0, beta * torch.exp(-beta * y))
+
+
+def _softplus_df_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(x * beta > threshold, 1.0, torch.sigmoid(beta * x))
+
+
+def _softplus_ddf_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+    s = torch.sigmoid(beta * x)
+    return torch.where(x * beta > threshold, 0.0, beta * s * (1 - s))
+
+
+def _hardswish_df(x: Tensor) -> Tensor:
+    return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
+
+
+def _hardswish_ddf(x: Tensor) -> Tensor:
+    return torch.where((x > -3) & (x < 3), 1 / 3, 0.0).to(x.dtype)
+
+
+def _leaky_relu_df(s: Tensor, slope: float) -> Tensor:
+    return torch.where(s > 0, 1.0, slope).to(s.dtype)
+
+
+def _clipped(y: Tensor, low: float, high: float) -> Tensor:
+    return 1 - ((y <= low) | (y >= high)).to(y.dtype)
+
+
+def _hardtanh_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
+    return aten.hardtanh_backward.default(dy, y, low, high)
+
+
+def _zero(s: Tensor, *parameters: float) -> Tensor:
+    return torch.zeros_like(s)
+
+
+def _nonzero(y: Tensor, *parameters: float) -> Tensor:
+    return (y != 0).to(y.dtype)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(
+        f=lambda x: x.clone(), df=torch.ones_like, ddf=_zero, saves="input",
+        formula="x", derivative="1", source="torch.nn.Identity",
+    ),
+    "relu": Activation(
+        f=torch.relu, df=lambda y: 1 - (y <= 0).to(y.dtype), ddf=_zero, saves="output",
+        formula="max(x, 0)", derivative="1 if x > 0 else 0", source="torch.nn.ReLU",
+        kinks=lambda: (0.0,), gate=True,
+        native=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
+    ),
+    "leaky_relu": Activation(
+        f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="output",
+        formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
+        parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
+        native=lambda dy, y, slope: aten.leaky_relu_backward.default(dy, y, slope, True),
+        unless=lambda slope: slope < 0,
+        instead=Activation(
+            f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="input",
+            formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
+            parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
+            native=lambda dy, x, slope: aten.leaky_relu_backward.default(dy, x, slope, False),
+        ),
+    ),
+    "elu": Activation(
+        f=F.elu, df=_elu_df, ddf=_elu_ddf, saves="input",
+        formula="x if x > 0 else α (eˣ - 1)", derivative="1 if x > 0 else α eˣ", source="torch.nn.ELU",
+        parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
+        native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1, False, x),
+    ),
+    "selu": Activation(
+        f=F.selu,
+        df=lambda x: _elu_df(x, SELU_ALPHA, SELU_SCALE),
+        ddf=lambda x: _elu_ddf(x, SELU_ALPHA, SELU_SCALE),
+        saves="input",
+        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ", source="torch.nn.SELU",
+        kinks=lambda: (0.0,),
+        native=lambda dy, x: aten.elu_backward.default(dy, SELU_ALPHA, SELU_SCALE, 1, False, x),
+    ),
+    "celu": Activation(
+        f=F.celu,
+        df=lambda x, alpha: _elu_df(x, alpha, 1.0, 1 / alpha),
+        ddf=lambda x, alpha: _elu_ddf(x, alpha, 1.0, 1 / alpha),
+        saves="input",
+        formula="x if x > 0 else α (exp(x/α) - 1)", derivative="1 if x > 0 else exp(x/α)", source="torch.nn.CELU",
+        parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
+        native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1 / alpha, False, x),
+    ),
+    "gelu": Activation(
+        f=F.gelu,
+        df=lambda x: _normal_cdf(x) + x * _normal_pdf(x),
+        ddf=lambda x: _normal_pdf(x) * (2 - x**2),
+        saves="input",
+        formula="x Φ(x)", derivative="Φ(x) + x φ(x)", source="torch.nn.GELU; arXiv:1606.08415",
+        native=lambda dy, x: aten.gelu_backward.default(dy, x),
+    ),
+    "gelu_tanh": Activation(
+        f=lambda x: F.gelu(x, approximate="tanh"), df=_gelu_tanh_df, ddf=_gelu_tanh_ddf, saves="input",
+        formula="x/2 (1 + tanh u), u = √(2/π) (x + 0.044715 x³)",
+        derivative="(1 + tanh u)/2 + x/2 (1 - tanh² u) u′", source="torch.nn.GELU; arXiv:1606.08415",
+        native=lambda dy, x: aten.gelu_backward.default(dy, x, approximate="tanh"),
+    ),
+    "silu": Activation(
+        f=F.silu, df=_silu_df, ddf=_silu_ddf, saves="input",
+        formula="x σ(x)", derivative="σ(x) (1 + x (1 - σ(x)))", source="torch.nn.SiLU",
+        native=lambda dy, x: aten.silu_backward.default(dy, x),
+    ),
+    "mish": Activation(
+        f=F.mish, df=_mish_df, ddf=_mish_ddf, saves="input",
+        formula="x t, t = tanh(softplus(x))", derivative="t + x σ(x) (1 - t²)",
+        source="torch.nn.Mish; arXiv:1908.08681",
+        native=lambda dy, x: aten.mish_backward.default(dy, x),
+    ),
+    "sigmoid": Activation(
+        f=torch.sigmoid, df=lambda y: y * (1 - y), ddf=lambda y: 1 - 2 * y, saves="output",
+        formula="1/(1 + e⁻ˣ)", derivative="y (1 - y)", source="torch.nn.Sigmoid",
+        native=lambda dy, y: aten.sigmoid_backward.default(dy, y),
+    ),
+    "tanh": Activation(
+        f=torch.tanh, df=lambda y: 1 - y * y, ddf=lambda y: -2 * y, saves="output",
+        formula="tanh(x)", derivative="1 - y²", source="torch.nn.Tanh",
+        native=lambda dy, y: aten.tanh_backward.default(dy, y),
+    ),
+    "softplus": Activation(
+        f=F.softplus, df=_softplus_df, ddf=_softplus_ddf, saves="output",
+        formula="x if β x > threshold else log(1 + exp(β x))/β",
+        derivative="1 if β x > threshold else 1 - exp(-β y)", source="torch.nn.Softplus",
+        parameters={"beta": 1.0, "threshold": 20.0},
+        kinks=lambda beta, threshold: (threshold / beta,),
+        # Where log(1 + e^t) and t differ visibly at t = threshold, an output there belongs to two inputs.
+        unless=lambda beta, threshold: threshold < 20,
+        instead=Activation(
+            f=F.softplus, df=_softplus_df_input, ddf=_softplus_ddf_input, saves="input",
+            formula="x if β x > threshold else log(1 + exp(β x))/β",
+            derivative="1 if β x > threshold else σ(β x)", source="torch.nn.Softplus",
+            parameters={"beta": 1.0, "threshold": 20.0},
+            kinks=lambda beta, threshold: (threshold / beta,),
+            native=lambda dy, x, beta, threshold: aten.softplus_backward.default(dy, x, beta, threshold),
+        ),
+    ),
+    "softsign": Activation(
+        f=F.softsign,
+        df=lambda x: 1 / (1 + x.abs()) ** 2,
+        ddf=lambda x: -2 * torch.sign(x) / (1 + x.abs()) ** 3,
+        saves="input",
+        formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
+    ),
+    "hardtanh": Activation(
+        f=F.hardtanh, df=_clipped, ddf=_zero, saves="output",
+        formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
+        parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
+        native=_hardtanh_backward,
+    ),
+    "relu6": Activation(
+        f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
+        formula="min(max(x, 0), 6)", derivative="1 if 0 < x < 6 else 0", source="torch.nn.ReLU6",
+        kinks=lambda: (0.0, 6.0),
+        native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
+    ),
+    "hardsigmoid": Activation(
+        f=F.hardsigmoid,
+        df=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
+        ddf=_zero, saves="input",
+        formula="min(max(x + 3, 0), 6)/6", derivative="1/6 if -3 < x < 3 else 0", source="torch.nn.Hardsigmoid",
+        kinks=lambda: (-3.0, 3.0),
+        native=lambda dy, x: aten.hardsigmoid_backward.default(dy, x),
+    ),
+    "hardswish": Activation(
+        f=F.hardswish, df=_hardswish_df, ddf=_hardswish_ddf, saves="input",
+        formula="x min(max(x + 3, 0), 6)/6", derivative="0 if x ≤ -3, 1 if x ≥ 3, else x/3 + 1/2",
+        source="torch.nn.Hardswish", kinks=lambda: (-3.0, 3.0),
+        native=lambda dy, x: aten.hardswish_backward.default(dy, x),
+    ),
+    "logsigmoid": Activation(
+        f=F.logsigmoid, df=lambda y: -torch.expm1(y), ddf=lambda y: -torch.exp(y), saves="output",
+        formula="log σ(x)", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
+    ),
+    "tanhshrink": Activation(
+        f=F.tanhshrink,
+        df=lambda x: torch.tanh(x) ** 2,
+        ddf=lambda x: 2 * torch.tanh(x) * (1 - torch.tanh(x) ** 2),
+        saves="input",
+        formula="x - tanh(x)", derivative="tanh²(x)", source="torch.nn.Tanhshrink",
+    ),
+    "hardshrink": Activation(
+        f=F.hardshrink, df=_nonzero, ddf=_zero, saves="output",
+        formula="x if |x| > λ else 0", derivative="1 if |x| > λ else 0", source="torch.nn.Hardshrink",
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
+        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+        unless=lambda lambd: lambd < 0,
+        instead=Activation(
+            f=F.hardshrink, df=lambda x, lambd: torch.ones_like(x), ddf=_zero, saves="input",
+            formula="x", derivative="1", source="torch.nn.Hardshrink with λ < 0", parameters={"lambd": -0.5},
+        ),
+    ),
+    "softshrink": Activation(
+        f=F.softshrink, df=_nonzero, ddf=_zero, saves="output",
+        formula="sign(x) max(|x| - λ, 0)", derivative="1 if |x| > λ else 0", source="torch.nn.Softshrink",
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
+        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+    ),
+    "sin": Activation(
+        f=torch.sin, df=torch.cos, ddf=lambda x: -torch.sin(x), saves="input",
+        formula="sin(x)", derivative="cos(x)", source="Sitzmann et al. 2020, arXiv:2006.09661",
+    ),
+}  # fmt: skip
+
+
+def lookup(name: str, parameters: tuple[float, ...] = ()) -> Activation:
+    """The row that serves ``name`` with these ``parameters``."""
+    row = ACTIVATIONS[name]
+    return row.instead if row.instead is not None and row.unless(*parameters) else row
+
+
+def _wide(s: Tensor) -> Tensor:
+    """16-bit tensors in float32, in which the formulas are evaluated."""
+    return s.float() if s.dtype in (torch.bfloat16, torch.float16) else s
+
+
+class ActivationFunction(Function):
+    """y = f(x).
+
+    Backward: dx = dy ⊙ f′(x), from x or from y as the row says. Shapes: any, all equal. dtypes: floating.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+        return lookup(name, parameters).f(x, *parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.name, ctx.parameters = inputs
+        s = x if lookup(ctx.name, ctx.parameters).saves == "input" else output
+        ctx.save_for_backward(s)
+        ctx.save_for_forward(s)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (s,) = ctx.saved_tensors
+        return activation_backward(dy, s, ctx.name, ctx.parameters), None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        (s,) = ctx.saved_tensors
+        return activation_jvp(dx, s, ctx.name, ctx.parameters)
+
+
+class ActivationDerivative(Function):
+    """d = f′(x), from the saved tensor s.
+
+    Backward: ds = g ⊙ ddf(s), which for s = x is g ⊙ f″(x).
+    """
+
+    @staticmethod
+    def forward(s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+        return lookup(name, parameters).df(_wide(s), *parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        s, ctx.name, ctx.parameters = inputs
+        ctx.save_for_backward(s)
+        ctx.save_for_forward(s)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (s,) = ctx.saved_tensors
+        return (g * lookup(ctx.name, ctx.parameters).ddf(_wide(s), *ctx.parameters)).to(s.dtype), None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, ds: Tensor, *_: None) -> Tensor:
+        (s,) = ctx.saved_tensors
+        return ds * lookup(ctx.name, ctx.parameters).ddf(_wide(s), *ctx.parameters)
+
+
+def activation_backward(dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+    """dy ⊙ f′(x), from what the row saves."""
+    native = lookup(name, parameters).native
+    if native is not None and not torch.is_grad_enabled():
+        return native(dy, s, *parameters)
+    return activation_jvp(dy, s, name, parameters)
+
+
+def activation_jvp(dx: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+    """f′(x) ⊙ dx, by the formula: f′ is diagonal, so that the pushforward is the pullback."""
+    return (dx * call(ActivationDerivative, s, name, parameters)).to(dx.dtype)

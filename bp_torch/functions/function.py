@@ -1,0 +1,71 @@
+"""What all Functions share: how they are called, and how they reach transforms.
+
+A Function of this package is a ``torch.autograd.Function`` with static ``forward``, ``setup_context`` and ``backward``.
+Three rules make it differentiable any number of times, in either mode, and under every transform:
+
+1. What ``backward`` needs beyond inputs is an *output*. A pre-activation, a mean or a log-sum-exp is returned by
+   ``forward`` beside ``y`` and is differentiable like ``y``; ``backward`` receives its gradient and adds it where it
+   belongs. A saved output is attached to the graph, so a backward under ``create_graph=True`` is right by construction:
+   nothing is recomputed and nothing is a hidden constant.
+2. ``backward`` and ``jvp_rule`` are made of differentiable operations. Where one ATen kernel does the work of several
+   passes it may serve instead, but only while no graph is recorded (``not torch.is_grad_enabled()``).
+3. Random numbers and integer tables (a dropout mask, a target) are inputs, drawn before the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._functorch.utils import unwrap_dead_wrappers
+
+__all__ = ["Function", "call"]
+
+
+class Function(torch.autograd.Function):
+    """Base class of the package's Functions.
+
+    A subclass defines ``forward``, ``setup_context`` and ``backward``, and its forward-mode rule as ``jvp_rule``.
+
+    Dynamo refuses a Function that has a ``jvp``, and everything else wants one. So the class itself has none; a subclass
+    made beside it, ``with_jvp``, carries ``jvp_rule`` under that name, and :func:`call` picks between the two.
+    """
+
+    generate_vmap_rule = True
+    with_jvp: ClassVar[type[torch.autograd.Function]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "jvp_rule" in cls.__dict__:
+            members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
+            cls.with_jvp = type(cls.__name__, (cls,), members)
+
+
+def call(function: type[Function], *args: Any) -> Any:
+    """Call ``function`` on positional ``args``: as ``function.apply(*args)``, with forward mode and less overhead.
+
+    ``Function.apply`` binds the Python signature at each call, about 25 microseconds. That is only needed for defaults
+    and keywords, which no call here has; so the C++ entry point is called instead, unless a transform is active.
+    Autocast is off inside: the caller has cast what must be cast.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    if torch._C._is_any_autocast_enabled():
+        with torch.autocast(_device_type(args), enabled=False):
+            return _apply(function, args)
+    return _apply(function, args)
+
+
+def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
+    if torch._C._are_functorch_transforms_active():
+        # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
+        # for every custom Function. The operators of ``forward`` have their own rules, which nest.
+        if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
+            return function.forward(*args)
+        return function.with_jvp.apply(*args)
+    return super(torch.autograd.Function, function.with_jvp).apply(*unwrap_dead_wrappers(args))
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    return next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
