@@ -28,7 +28,9 @@ def check_same(function: str, **tensors: Tensor | None) -> None:
         for what in ("dtype", "device"):
             expected, got = getattr(first, what), getattr(tensor, what)
             if expected != got:
-                raise RuntimeError(f"{function}(): '{name}': expected the {what} of '{first_name}', {expected}, got {got}")
+                raise RuntimeError(
+                    f"{function}(): '{name}': expected the {what} of '{first_name}', {expected}, got {got}"
+                )
 
 
 def check_probability(function: str, p: float, name: str = "p") -> None:

@@ -54,7 +54,7 @@ class Activation:
     native: Callable[..., Tensor] | None = None
     """ATen's kernel of the backward, (dy, s, *parameters) → dx: one pass where the formula takes several."""
     gate: bool = False
-    """f′ depends on the sign of y alone and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
+    """f′ depends on whether y is 0, and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
     unless: Callable[..., bool] = lambda *p: False
     """For which parameters the output does not determine f′; then the row ``instead`` serves."""
     instead: Activation | None = None

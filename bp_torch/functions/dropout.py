@@ -3,7 +3,8 @@
     forward    y = m ⊙ x / (1 - p),   m = 1 with probability 1 - p, else 0
     backward   dx = m ⊙ dy / (1 - p)
 
-The mask m is drawn by :func:`draw_mask` before the call and is an input of the Function (Srivastava et al. 2014, JMLR 15).
+The mask m is drawn by :func:`draw_mask` before the call and is an input of the Function
+(Srivastava et al. 2014, JMLR 15).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from .function import Function
 
-__all__ = ["DropoutFunction", "draw_mask", "drop"]
+__all__ = ["DropoutFunction", "draw_mask", "drop", "dropout_scale"]
 
 
 def draw_mask(
     x: Tensor, p: float, generator: torch.Generator | None = None, shape: Sequence[int] | None = None
 ) -> Tensor:
-    """A boolean mask of x's shape (or of ``shape``), True with probability 1 - p, from torch's generator of x's device."""
+    """A boolean mask of x's shape (or of ``shape``), True with probability 1 - p, from torch's generator of its device."""
     shape = tuple(x.shape if shape is None else shape)
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # Compilers know rand_like, and vmap's ``randomness`` governs it.
@@ -36,11 +37,16 @@ def draw_mask(
     return bits.view(torch.int32)[:count].view(shape) >= round(p * 2**32) - 2**31
 
 
+def dropout_scale(p: float) -> float:
+    """1 / (1 - p), and 0 for p = 1, where nothing is kept."""
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
 def drop(x: Tensor, mask: Tensor | None, p: float) -> Tensor:
     """m ⊙ x / (1 - p); x itself where there is no mask. p = 1 gives zeros."""
     if mask is None:
         return x
-    return x * mask * (1 / (1 - p) if p < 1 else 0.0)
+    return x * mask * dropout_scale(p)
 
 
 class DropoutFunction(Function):

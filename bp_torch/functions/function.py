@@ -28,8 +28,8 @@ class Function(torch.autograd.Function):
 
     A subclass defines ``forward``, ``setup_context`` and ``backward``, and its forward-mode rule as ``jvp_rule``.
 
-    Dynamo refuses a Function that has a ``jvp``, and everything else wants one. So the class itself has none; a subclass
-    made beside it, ``with_jvp``, carries ``jvp_rule`` under that name, and :func:`call` picks between the two.
+    Dynamo refuses a Function that has a ``jvp``, and everything else wants one. So the class itself has none; a
+    subclass made beside it, ``with_jvp``, carries ``jvp_rule`` under that name, and :func:`call` picks between the two.
     """
 
     generate_vmap_rule = True
