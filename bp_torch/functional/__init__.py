@@ -8,10 +8,14 @@ import torch.nn.functional as _torch
 
 from . import activation as _activation
 from . import dense as _dense
+from . import dropout as _dropout
+from . import residual as _residual
 from .activation import *  # noqa: F403
 from .dense import *  # noqa: F403
+from .dropout import *  # noqa: F403
+from .residual import *  # noqa: F403
 
-_MODULES = (_activation, _dense)
+_MODULES = (_activation, _dense, _dropout, _residual)
 
 __all__ = [name for module in _MODULES for name in module.__all__]
 

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn as _torch
 
-from .. import functional
+from .. import functional as functional
 from . import activation as _activation
 from . import dense as _dense
+from . import dropout as _dropout
+from . import mlp as _mlp
+from . import residual as _residual
 from .activation import *  # noqa: F403
 from .dense import *  # noqa: F403
+from .dropout import *  # noqa: F403
+from .mlp import *  # noqa: F403
+from .residual import *  # noqa: F403
 
-_MODULES = (_activation, _dense)
+_MODULES = (_activation, _dense, _dropout, _mlp, _residual)
 _OURS = [name for module in _MODULES for name in module.__all__]
 
 __all__ = sorted({*_OURS, "functional", *(name for name in dir(_torch) if name[0].isupper())})

@@ -1,0 +1,192 @@
+"""Functional forms of dropout, with torch.nn.functional's names and signatures and an optional ``generator``.
+
+Where dropout does nothing (not training, p = 0, no elements) the input itself is returned, as torch does.
+``inplace=True`` overwrites the input with the result and returns it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
+from ..functions.function import Function, call
+from ._common import check_probability, check_tensor
+
+__all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
+
+
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = m ⊙ x / (1 - p), each element of m drawn by itself.
+
+    Args:
+        input: x, any shape, floating or complex.
+        p: the probability that an element of m is 0.
+        training: y = x unless this is true.
+        inplace: overwrite the input.
+        generator: draws m; None is torch's default generator of the input's device.
+
+    Raises:
+        ValueError: p outside [0, 1].
+        RuntimeError: an integer input, or a generator of another device.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("dropout", input, p)
+    return _dropout("dropout", DropoutFunction, input, p, training, inplace, generator)
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = a (m ⊙ x + α′ (1 - m)) + b, for SELU networks: keeps mean 0 and variance 1. Arguments as :func:`dropout`."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            alpha_dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("alpha_dropout", input, p)
+    return _dropout("alpha_dropout", AlphaDropoutFunction, input, p, training, inplace, generator)
+
+
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = m ⊙ x / (1 - p), one element of m a channel. input: (N, C, L) or (C, L), else RuntimeError."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout1d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("dropout1d", input, p)
+    if input.dim() not in (2, 3):
+        raise RuntimeError(f"dropout1d(): 'input': expected 2 or 3 dimensions, got {input.dim()}")
+    shape = _channels(input, batched=input.dim() == 3)
+    return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape)
+
+
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = m ⊙ x / (1 - p), one element of m a channel. input: (N, C, H, W).
+
+    As torch, takes (N, C, L) and other numbers of dimensions from two up with a warning.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout2d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("dropout2d", input, p)
+    if input.dim() not in (3, 4):
+        _warn_dimensions("dropout2d", "3 or 4", input)
+    if input.dim() == 3:
+        warnings.warn(
+            "dropout2d(): 'input' has 3 dimensions and is taken as (N, C, L), as torch takes it; dropout1d says so",
+            stacklevel=2,
+        )
+    return _dropout("dropout2d", DropoutFunction, input, p, training, inplace, generator, _channels(input))
+
+
+def dropout3d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = m ⊙ x / (1 - p), one element of m a channel. input: (N, C, D, H, W) or (C, D, H, W).
+
+    As torch, takes other numbers of dimensions with a warning, and then as a single sample.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            dropout3d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("dropout3d", input, p)
+    if input.dim() not in (4, 5):
+        _warn_dimensions("dropout3d", "4 or 5", input)
+    shape = _channels(input, batched=input.dim() == 5)
+    return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape)
+
+
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Alpha dropout with one element of m a channel. input: (N, C, ...), else RuntimeError."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            feature_alpha_dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        )
+    _check("feature_alpha_dropout", input, p)
+    return _dropout(
+        "feature_alpha_dropout", AlphaDropoutFunction, input, p, training, inplace, generator, _channels(input)
+    )
+
+
+def _check(name: str, input: Tensor, p: float) -> None:
+    check_tensor(name, input=input)
+    check_probability(name, p)
+
+
+def _warn_dimensions(name: str, expected: str, input: Tensor) -> None:
+    warnings.warn(
+        f"{name}(): 'input': expected {expected} dimensions, got {input.dim()}; torch deprecates this", stacklevel=3
+    )
+
+
+def _channels(input: Tensor, batched: bool = True) -> tuple[int, ...]:
+    """The shape of a mask with one element a channel: (N, C, 1, ...), or (C, 1, ...) of a single sample."""
+    kept = 2 if batched else 1
+    return (*input.shape[:kept], *(1 for _ in input.shape[kept:]))
+
+
+def _dropout(
+    name: str,
+    function: type[Function],
+    input: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    generator: torch.Generator | None,
+    shape: Sequence[int] | None = None,
+) -> Tensor:
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    if shape is not None and input.dim() < (1 if name == "dropout3d" else 2):
+        raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
+    if not (input.is_floating_point() or input.is_complex()):
+        raise RuntimeError(f"{name}(): 'input': expected a floating or complex dtype, got {input.dtype}")
+    output: Tensor = call(function, input, draw_mask(input, p, generator, shape), p)
+    return input.copy_(output) if inplace else output

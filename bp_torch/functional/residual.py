@@ -1,0 +1,98 @@
+"""Functional forms of the residual connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..functions.dropout import draw_mask
+from ..functions.function import call
+from ..functions.residual import ResidualFunction
+from ._common import activation_arguments, check_probability, check_tensor
+
+__all__ = ["dropout_add", "residual"]
+
+
+def residual(
+    branch: Tensor,
+    residual: Tensor,
+    *,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+    p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = f(residual + dropout(branch)), in one Function.
+
+    Args:
+        branch: h, any shape, floating.
+        residual: r, of the branch's shape.
+        activation: f, a key of the activation table; None is the identity.
+        activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+        p: the probability that dropout sets an element of the branch to zero.
+        training: dropout acts only where this is true.
+        generator: draws the dropout mask; None is torch's default generator.
+
+    The result has the dtype that the sum has in torch.
+
+    Raises:
+        RuntimeError: different shapes or devices, or an integer dtype.
+        ValueError: an unknown activation or parameter, or p outside [0, 1].
+    """
+    if has_torch_function_variadic(branch, residual):
+        return handle_torch_function(
+            globals()["residual"], (branch, residual), branch, residual, activation=activation,
+            activation_parameters=activation_parameters, p=p, training=training, generator=generator,
+        )  # fmt: skip
+    name, parameters = activation_arguments("residual", activation, activation_parameters)
+    return _residual("residual", "branch", branch, residual, p, training, generator, name, parameters)
+
+
+def dropout_add(
+    input: Tensor,
+    residual: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """y = dropout(input) + residual, in one Function; arguments and errors as :func:`residual`."""
+    if has_torch_function_variadic(input, residual):
+        return handle_torch_function(
+            dropout_add, (input, residual), input, residual, p=p, training=training, generator=generator
+        )
+    return _residual("dropout_add", "input", input, residual, p, training, generator, "identity", ())
+
+
+def _residual(
+    function: str,
+    branch_name: str,
+    branch: Tensor,
+    residual: Tensor,
+    p: float,
+    training: bool,
+    generator: torch.Generator | None,
+    activation: str,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    check_tensor(function, **{branch_name: branch, "residual": residual})
+    check_probability(function, p)
+    if branch.shape != residual.shape:
+        raise RuntimeError(
+            f"{function}(): 'residual': expected the shape of '{branch_name}', {tuple(branch.shape)}, "
+            f"got {tuple(residual.shape)}"
+        )
+    if branch.device != residual.device:
+        raise RuntimeError(
+            f"{function}(): 'residual': expected the device of '{branch_name}', {branch.device}, got {residual.device}"
+        )
+    for name, tensor in ((branch_name, branch), ("residual", residual)):
+        if not tensor.is_floating_point():
+            raise RuntimeError(f"{function}(): '{name}': expected a floating dtype, got {tensor.dtype}")
+    p = p if training else 0.0
+    mask = draw_mask(branch, p, generator) if p > 0 else None
+    output = call(ResidualFunction, branch, residual, mask, p, activation, parameters)
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,90 @@
+"""The residual connection: a branch, dropped out, is added to what went round it.
+
+    forward    z = r + m ⊙ h / (1 - p)
+               y = f(z)
+    backward   dz = dy ⊙ f′(z)
+               dr = dz
+               dh = m ⊙ dz / (1 - p)
+
+Source: He et al. 2016, arXiv:1512.03385.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activation import activation_backward, activation_jvp, lookup
+from .dropout import drop
+from .function import Function
+
+__all__ = ["ResidualFunction"]
+
+
+def _saved(activation: str, parameters: tuple[float, ...]) -> str:
+    """Which tensor tells f′ in backward: nothing, the sum ``z``, or ``y``, which the next layer keeps anyway."""
+    if activation == "identity":
+        return "nothing"
+    return "z" if lookup(activation, parameters).saves == "input" else "y"
+
+
+class ResidualFunction(Function):
+    """y = f(r + m ⊙ h / (1 - p)).
+
+    Shapes: branch h, residual r and y all equal; the mask m broadcasts to h, or is None.
+
+    ``forward`` returns y, or (y, z) where f′ is computed from z; z is differentiable like y.
+    """
+
+    @staticmethod
+    def forward(
+        branch: Tensor,
+        residual: Tensor,
+        mask: Tensor | None,
+        p: float,
+        activation: str,
+        parameters: tuple[float, ...],
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        z = residual + drop(branch, mask, p)
+        if activation == "identity":
+            return z
+        y = lookup(activation, parameters).f(z, *parameters)
+        return (y, z) if _saved(activation, parameters) == "z" else y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        branch, residual, mask, ctx.p, ctx.activation, ctx.parameters = inputs
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = branch.dtype, residual.dtype
+        saved = _saved(ctx.activation, ctx.parameters)
+        s = output[1] if isinstance(output, tuple) else output if saved == "y" else None
+        # y does not tell the mask: where the branch was dropped there is still the residual.
+        ctx.save_for_backward(s, mask if ctx.needs_input_grad[0] else None)
+        ctx.save_for_forward(s, mask)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        s, mask = ctx.saved_tensors
+        if dy is not None:
+            pulled = dy if s is None else activation_backward(dy, s, ctx.activation, ctx.parameters)
+            dz = pulled if dz is None else pulled + dz
+        dh = dr = None
+        if dz is not None:
+            # One of a wider dtype makes y, and so dz, wider than the other.
+            dh = drop(dz, mask, ctx.p).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+            dr = dz.to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return dh, dr, None, None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, th: Tensor | None, tr: Tensor | None, *_: None) -> Tensor | tuple[Tensor, Tensor]:
+        s, mask = ctx.saved_tensors
+        th = None if th is None else drop(th, mask, ctx.p)
+        tz = tr if th is None else th if tr is None else tr + th
+        assert tz is not None
+        tz = tz.to(torch.promote_types(*ctx.dtypes))
+        if s is None:
+            return tz
+        ty = activation_jvp(tz, s, ctx.activation, ctx.parameters)
+        return (ty, tz) if _saved(ctx.activation, ctx.parameters) == "z" else ty
