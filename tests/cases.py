@@ -1,12 +1,13 @@
 """The one table of cases: tests and benchmarks read it.
 
-A case is one way to call a Function, beside the same computation by torch. Its inputs are float64, away from kinks, and
-small enough for gradcheck. Random choices (a dropout mask, a target) are constants of the case, so that a case is a pure
-function of its inputs.
+A case is one way to call a Function, beside the same computation by torch. Its inputs are float64, away from kinks,
+and small enough for gradcheck. Random choices (a dropout mask, a target) are constants of the case, so that a case is
+a pure function of its inputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,12 @@ from torch import Tensor
 
 import bp_torch.functional as bpF
 from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.dense import DenseFunction
+from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
 from bp_torch.functions.function import call
+from bp_torch.functions.penalty import PenaltyFunction
+from bp_torch.functions.residual import ResidualFunction
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -112,6 +117,8 @@ def torch_activation(key: str) -> Callable[..., Tensor]:
         "identity": lambda x: x.clone(),
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
         "sin": torch.sin,
+        # torch's own operator has no second derivative.
+        "hardsigmoid": lambda x: F.relu6(x + 3) / 6,
         "tanh": torch.tanh,
         "sigmoid": torch.sigmoid,
     }
@@ -153,4 +160,139 @@ def dense_cases() -> Iterator[Case]:
     )
 
 
-CASES: list[Case] = [*activation_cases(), *dense_cases()]
+def dropout_cases() -> Iterator[Case]:
+    for form, function in (("dropout", DropoutFunction), ("alpha-dropout", AlphaDropoutFunction)):
+        for channels in (False, True):
+            for p in (0.3, 1.0):
+                shape = (2, 3, 2)
+                mask = fixed_mask(2, 3, 1) if channels else fixed_mask(*shape)
+                mask = mask & (p < 1)
+
+                def theirs(x, form=form, mask=mask, p=p):
+                    if p == 1:
+                        return x * torch.zeros_like(x)
+                    if form == "dropout":
+                        return x * (mask.to(x.dtype) / (1 - p))
+                    # As ATen's _dropout_impl does it.
+                    alpha = 1.7580993408473766
+                    a = 1 / math.sqrt((alpha**2 * p + 1) * (1 - p))
+                    noise = mask.to(x.dtype)
+                    return x * (noise * a) + ((noise - 1) * (alpha * a) + alpha * a * p)
+
+                yield Case(
+                    name=("feature-" if channels else "") + form + ("-all" if p == 1 else ""),
+                    function=function.__name__,
+                    ours=lambda x, function=function, mask=mask, p=p: call(function, x, mask, p),
+                    theirs=theirs,
+                    inputs=tensors(shape, seed=2),
+                    batch_dim=None,  # the mask belongs to a whole batch
+                    piecewise_linear=True,
+                )
+
+
+def residual_cases() -> Iterator[Case]:
+    mask = fixed_mask(4, 3)
+    for key in ("identity", "relu", "tanh", "gelu", "leaky_relu"):
+        for p in (0.0, 0.5):
+            values = tuple(ACTIVATIONS[key].parameters.values())
+
+            def theirs(branch, residual, key=key, values=values, p=p):
+                z = residual + (branch * (mask.to(branch.dtype) / (1 - p)) if p else branch)
+                return torch_activation(key)(z, *values)
+
+            yield Case(
+                name=f"residual-{key}" + ("-dropout" if p else ""),
+                function="ResidualFunction",
+                ours=lambda branch, residual, key=key, values=values, p=p: first(
+                    call(ResidualFunction, branch, residual, mask if p else None, p, key, values)
+                ),
+                theirs=theirs,
+                inputs=tensors((4, 3), (4, 3), seed=4),
+                batch_dim=None,  # the residual and the mask belong to a whole batch
+                piecewise_linear=key in ("identity", "relu", "leaky_relu"),
+            )
+
+
+def penalty_cases() -> Iterator[Case]:
+    for name, l1, l2 in (("l1", 0.3, 0.0), ("l2", 0.0, 0.7), ("elastic-net", 0.3, 0.7)):
+        yield Case(
+            name=f"penalty-{name}",
+            function="PenaltyFunction",
+            ours=lambda *ws, l1=l1, l2=l2: call(PenaltyFunction, l1, l2, *ws),
+            theirs=lambda *ws, l1=l1, l2=l2: sum(l1 * w.abs().sum() + l2 * (w * w).sum() for w in ws),
+            inputs=away_from((0.0,), tensors((3, 2), (4,), (), seed=5)),
+            batch_dim=None,
+            piecewise_linear=l2 == 0,
+        )
+
+
+def batch_norm_cases() -> Iterator[Case]:
+    eps = 1e-3
+    shapes = {"2d": (4, 3), "nchw": (2, 3, 2, 2)}
+
+    def torch_form(x, weight, bias, residual, key, mean=None, var=None):
+        z = F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, eps)
+        return torch_activation(key)(z if residual is None else z + residual, *ACTIVATIONS[key].parameters.values())
+
+    for key in ("identity", "relu", "tanh", "gelu"):
+        for residual in (False, True):
+            shape = shapes["nchw" if key == "gelu" else "2d"]
+            yield Case(
+                name=f"batch-norm-{key}" + ("-residual" if residual else ""),
+                function="BatchNormFunction",
+                ours=lambda x, w, b, r=None, key=key: bpF.batch_norm_act(
+                    x, None, None, w, b, r, True, eps=eps, activation=key
+                ),
+                theirs=lambda x, w, b, r=None, key=key: torch_form(x, w, b, r, key),
+                inputs=tensors(shape, (3,), (3,), *([shape] if residual else []), seed=4),
+                batch_dim=None,
+            )
+    yield Case(
+        name="batch-norm-no-affine",
+        function="BatchNormFunction",
+        ours=lambda x: bpF.batch_norm(x, None, None, training=True, eps=eps),
+        theirs=lambda x: torch_form(x, None, None, None, "identity"),
+        inputs=tensors(shapes["2d"], seed=5),
+        batch_dim=None,
+    )
+
+    def with_statistics(x, w, b, key):
+        dims = [d for d in range(x.dim()) if d != 1]
+        return torch_form(x, w, b, None, key), x.mean(dims), x.var(dims, correction=0)
+
+    for key in ("identity", "silu", "softplus"):
+        yield Case(
+            name=f"batch-norm-{key}-statistics",
+            function="BatchNormFunction",
+            ours=lambda x, w, b, key=key: call(
+                BatchNormFunction, x, w, b, None, eps, key, tuple(ACTIVATIONS[key].parameters.values())
+            ),
+            theirs=lambda x, w, b, key=key: with_statistics(x, w, b, key),
+            inputs=tensors((4, 2), (2,), (2,), seed=6),
+            batch_dim=None,
+        )
+    mean, var = torch.tensor([0.3, -1.0, 0.1]).double(), torch.tensor([0.5, 2.0, 1.1]).double()
+    for key in ("identity", "relu", "gelu"):
+        yield Case(
+            name=f"batch-norm-{key}-evaluation",
+            function="NormalizeFunction",
+            ours=lambda x, w, b, key=key: bpF.batch_norm_act(x, mean, var, w, b, eps=eps, activation=key),
+            theirs=lambda x, w, b, key=key: torch_form(x, w, b, None, key, mean, var),
+            inputs=tensors(shapes["nchw"], (3,), (3,), seed=7),
+        )
+
+    def normalized(x, w, b, r, m, v):
+        return F.silu((x - m) / (v + eps).sqrt() * w + b + r)
+
+    yield Case(
+        name="batch-norm-silu-residual-evaluation-statistics",
+        function="NormalizeFunction",
+        # exp: a variance is positive
+        ours=lambda x, w, b, r, m, v: bpF.batch_norm_act(x, m, v.exp(), w, b, r, eps=eps, activation="silu"),
+        theirs=lambda x, w, b, r, m, v: normalized(x, w, b, r, m, v.exp()),
+        inputs=tensors(shapes["2d"], (3,), (3,), shapes["2d"], (3,), (3,), seed=8),
+        batch_dim=None,
+    )
+
+
+CASES: list[Case] = [*activation_cases(), *dense_cases(), *batch_norm_cases(), *dropout_cases(), *residual_cases(), *penalty_cases()]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["contracts"]
+
 HAS_CUDA = torch.cuda.is_available()
 
 # Triton reads this when a kernel is decorated, so it is set before any kernel is imported.

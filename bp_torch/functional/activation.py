@@ -171,5 +171,3 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
 def sin(input: Tensor) -> Tensor:
     """y = sin(x), for implicit and physics-informed networks (arXiv:2006.09661)."""
     return _call("sin", input)
-
-

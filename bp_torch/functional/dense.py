@@ -86,9 +86,7 @@ def dense(
 def _check_shapes(function: str, x: Tensor, W: Tensor, b: Tensor | None) -> None:
     check_same(function, input=x, weight=W, bias=b)
     if W.dim() != 2:
-        raise RuntimeError(
-            f"{function}(): 'weight': expected shape (out_features, in_features), got {tuple(W.shape)}"
-        )
+        raise RuntimeError(f"{function}(): 'weight': expected shape (out_features, in_features), got {tuple(W.shape)}")
     if x.dim() == 0 or x.shape[-1] != W.shape[1]:
         raise RuntimeError(
             f"{function}(): 'input': expected a last dimension of {W.shape[1]} to match 'weight' of shape "

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .function import Function, call
+from .function import Function, call, is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "activation_jvp", "lookup"]
 
@@ -128,6 +128,11 @@ def _softplus_ddf_input(x: Tensor, beta: float, threshold: float) -> Tensor:
     return torch.where(x * beta > threshold, 0.0, beta * s * (1 - s))
 
 
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """torch's operator has no second derivative in forward mode, which nested transforms ask for."""
+    return F.hardsigmoid(x) if is_plain(x) else F.relu6(x + 3) / 6
+
+
 def _hardswish_df(x: Tensor) -> Tensor:
     return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
 
@@ -142,6 +147,12 @@ def _leaky_relu_df(s: Tensor, slope: float) -> Tensor:
 
 def _clipped(y: Tensor, low: float, high: float) -> Tensor:
     return 1 - ((y <= low) | (y >= high)).to(y.dtype)
+
+
+def _exact_in_16_bits(value: float) -> bool:
+    """Whether bfloat16 and float16 both hold the value exactly: 8 significant bits, in float16's range."""
+    mantissa, _ = math.frexp(value)
+    return value == 0 or math.isinf(value) or (2**-14 <= abs(value) <= 65504 and (256 * mantissa).is_integer())
 
 
 def _hardtanh_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
@@ -268,6 +279,14 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
         parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
         native=_hardtanh_backward,
+        # A bound that is rounded in y no longer compares equal to itself.
+        unless=lambda low, high: not (_exact_in_16_bits(low) and _exact_in_16_bits(high)),
+        instead=Activation(
+            f=F.hardtanh, df=_clipped, ddf=_zero, saves="input",
+            formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
+            parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
+            native=_hardtanh_backward,
+        ),
     ),
     "relu6": Activation(
         f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
@@ -276,7 +295,7 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
     ),
     "hardsigmoid": Activation(
-        f=F.hardsigmoid,
+        f=_hardsigmoid,
         df=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
         ddf=_zero, saves="input",
         formula="min(max(x + 3, 0), 6)/6", derivative="1/6 if -3 < x < 3 else 0", source="torch.nn.Hardsigmoid",

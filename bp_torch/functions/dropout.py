@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .function import Function
+from .function import Function, is_plain
 
 __all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale"]
 
@@ -43,8 +43,7 @@ def draw_mask(
         return x.new_zeros(size, dtype=torch.bool)
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # Compilers and tensor subclasses know rand_like, and vmap's ``randomness`` governs it.
-        given = {} if generator is None else {"generator": generator}
-        return torch.rand_like(x.new_empty(size, dtype=torch.float32), **given) >= p
+        return torch.rand_like(x.new_empty(size, dtype=torch.float32), generator=generator) >= p
     if x.device.type != "cpu":
         return torch.rand(size, generator=generator, device=x.device) >= p
     # 32 random bits an element, two elements a draw: several times faster than bernoulli_ or rand.
@@ -66,15 +65,7 @@ def drop(x: Tensor, mask: Tensor | None, p: float) -> Tensor:
     if mask is None:
         return x
     scale = dropout_scale(p)
-    if (
-        x.device.type == "cpu"
-        and mask.stride() == x.stride()
-        and mask.shape == x.shape
-        and type(x) is type(mask) is Tensor
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    ):
+    if x.device.type == "cpu" and mask.shape == x.shape and is_plain(x, mask) and mask.stride() == x.stride():
         # The same product, in place in one new tensor; ATen converts bytes faster than booleans.
         return mask.view(torch.uint8).to(x.dtype).mul_(x).mul_(scale)
     return x * mask * scale

@@ -17,10 +17,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-__all__ = ["Function", "call"]
+__all__ = ["Function", "call", "is_plain"]
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Function(torch.autograd.Function):
@@ -42,6 +45,19 @@ class Function(torch.autograd.Function):
             cls.with_jvp = type(cls.__name__, (cls,), members)
 
 
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether no graph is recorded, no transform or compiler is at work, and all are ordinary tensors.
+
+    Only then may a fast path write in place into a tensor that it made itself, or call a kernel that has no derivative.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or any(t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)) for t in tensors)
+    )
+
+
 def call(function: type[Function], *args: Any) -> Any:
     """Call ``function`` on positional ``args``: as ``function.apply(*args)``, with forward mode and less overhead.
 
@@ -57,15 +73,21 @@ def call(function: type[Function], *args: Any) -> Any:
     return _apply(function, args)
 
 
+class _Leaf(tuple):
+    """A tuple that pytrees take for one value: vmap's generated rule compares the structure of the arguments with that
+    of their tangents, and a tuple of numbers has the tangent None.
+    """
+
+
 def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
     if torch._C._are_functorch_transforms_active():
         # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
         # for every custom Function. The operators of ``forward`` have their own rules, which nest.
         if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
             return function.forward(*args)
-        return function.with_jvp.apply(*args)
+        return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
     return super(torch.autograd.Function, function.with_jvp).apply(*unwrap_dead_wrappers(args))
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
-    return next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
+    return next(arg.device.type for arg in args if isinstance(arg, Tensor))

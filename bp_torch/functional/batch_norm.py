@@ -1,0 +1,205 @@
+"""Functional forms of batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ..functions.batch_norm import BatchNormFunction, NormalizeFunction, SyncStatisticsFunction
+from ..functions.function import call
+from ._common import activation_arguments, check_tensor
+
+__all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = γ (x - mean)/√(var + eps) + β, as :func:`torch.nn.functional.batch_norm`.
+
+    Args:
+        input: x, (N, C, ...).
+        running_mean, running_var: (C), or both None. Evaluation normalizes by them; training moves them in place towards
+            the batch's mean and its unbiased variance.
+        weight, bias: γ and β, (C), or None.
+        training: whether the batch's own statistics are used.
+        momentum: how far the running statistics move.
+        eps: added to the variance.
+
+    A 16-bit input may have parameters and statistics of its own dtype or of float32; the output has the input's dtype.
+
+    Raises:
+        ValueError: one value a channel in training, eps out of range, or one of the running statistics without the other.
+        RuntimeError: sizes, dtypes or devices that do not fit, or no running statistics in evaluation.
+    """
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
+        return handle_torch_function(
+            batch_norm, (input, running_mean, running_var, weight, bias), input, running_mean, running_var,  # type: ignore[arg-type]
+            weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
+        )  # fmt: skip
+    return _batch_norm(
+        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", ()
+    )
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+) -> Tensor:
+    """y = f(γ (x - mean)/√(var + eps) + β + residual), in one Function.
+
+    Args:
+        residual: added before the activation, of the input's shape, or None.
+        activation: f, a key of the activation table; None is the identity.
+        activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+
+    The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter is a ValueError.
+    """
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        return handle_torch_function(
+            batch_norm_act, (input, running_mean, running_var, weight, bias, residual),  # type: ignore[arg-type]
+            input, running_mean, running_var, weight=weight, bias=bias, residual=residual, training=training,
+            momentum=momentum, eps=eps, activation=activation, activation_parameters=activation_parameters,
+        )  # fmt: skip
+    name, parameters = activation_arguments("batch_norm_act", activation, activation_parameters)
+    return _batch_norm(
+        "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps, name,
+        parameters,
+    )  # fmt: skip
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    process_group: Any = None,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+) -> Tensor:
+    """:func:`batch_norm_act` in training, by the statistics of all rows of all ranks of ``process_group``.
+
+    Every rank of the group must call it, in forward and in backward; ranks may differ in N, and N may be 0. The gradients
+    are those of the sum of all ranks' losses.
+    """
+    name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
+    x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
+    mean, var, count = call(SyncStatisticsFunction, x, process_group)
+    n = int(count)
+    if n == 1:
+        raise ValueError("sync_batch_norm(): expected more than 1 value per channel over all ranks when training, got 1")
+    _update(running_mean, running_var, mean, var, n, momentum)
+    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, eps, name, parameters)
+
+
+def _batch_norm(
+    function: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    x, gamma, beta = _check(function, input, running_mean, running_var, weight, bias, residual, training, eps)
+    if training:
+        n = x.shape[0] * x.shape[2:].numel()
+        if n == 1:
+            raise ValueError(
+                f"{function}(): 'input': expected more than 1 value per channel when training, "
+                f"got input size {tuple(x.shape)}"
+            )
+        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, eps, activation, parameters)
+        _update(running_mean, running_var, mean, var, n, momentum)
+        return y
+    assert running_mean is not None and running_var is not None
+    if torch.is_grad_enabled():
+        # A training step between this forward and its backward moves the buffers; the backward must not see that.
+        running_mean, running_var = running_mean.clone(), running_var.clone()
+    return call(NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, eps, activation, parameters)
+
+
+@torch.no_grad()
+def _update(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
+) -> None:
+    """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1)."""
+    if running_mean is not None and running_var is not None and n > 1:
+        running_mean.mul_(1 - momentum).add_(mean * momentum)
+        running_var.mul_(1 - momentum).add_(var * (momentum * (n / (n - 1))))
+
+
+def _check(
+    function: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """torch's errors; input, weight and bias, these with one dimension."""
+    of_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    check_tensor(function, input=input, residual=residual, **of_channel)
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(f"{function}(): 'eps': expected {'> 0 in training' if training else '≥ 0'}, got {eps}")
+    if input.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise NotImplementedError(f"{function}(): 'input': expected a floating dtype, got {input.dtype}")
+    if input.dim() < 2:
+        raise RuntimeError(f"{function}(): 'input': expected shape (N, C, ...), got {tuple(input.shape)}")
+    for name in ("running_mean", "running_var"):
+        if of_channel[name] is None and not training:
+            raise RuntimeError(f"{function}(): '{name}': expected a Tensor in evaluation mode, got None")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{function}(): expected 'running_mean' and 'running_var' either both or neither, got one")
+    allowed = {input.dtype} if input.dtype.itemsize > 2 else {input.dtype, torch.float32}
+    for name, tensor in of_channel.items():
+        if tensor is None:
+            continue
+        if tensor.numel() != input.shape[1]:
+            raise RuntimeError(f"{function}(): '{name}': expected {input.shape[1]} elements, got {tensor.numel()}")
+        if tensor.dtype not in allowed:
+            expected = " or ".join(sorted(map(str, allowed)))
+            raise RuntimeError(f"{function}(): '{name}': expected dtype {expected}, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise RuntimeError(f"{function}(): '{name}': expected device {input.device}, got {tensor.device}")
+        allowed = {tensor.dtype}  # the parameters and statistics share one dtype
+    if residual is not None and residual.shape != input.shape:
+        raise RuntimeError(
+            f"{function}(): 'residual': expected the shape of 'input', {tuple(input.shape)}, got {tuple(residual.shape)}"
+        )
+    gamma, beta = (t if t is None or t.dim() == 1 else t.reshape(input.shape[1]) for t in (weight, bias))
+    return input, gamma, beta

@@ -1,0 +1,409 @@
+"""Batch normalization (Ioffe & Szegedy 2015, arXiv:1502.03167), with what usually follows it.
+
+    forward    mean = Σ x / n,  var = Σ (x - mean)² / n      over all dimensions but 1: n values a channel
+               x̂ = (x - mean) s,  s = 1/√(var + eps)
+               z = γ x̂ + β + r
+               y = f(z)
+    backward   dz = dy ⊙ f′(z)
+               dβ = Σ dz
+               dγ = Σ dz x̂
+               dr = dz
+               dx = γ s (dz - dβ/n - x̂ dγ/n) + (dmean + 2 (x - mean) dvar)/n
+
+With statistics that are given (in evaluation, or those of several processes) the terms through them are theirs:
+
+    backward   dx = γ s dz,  dmean = -γ s dβ,  dvar = -γ s² dγ/2
+
+16-bit inputs are summed and normalized in float32, and their statistics are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .activation import activation_backward, activation_jvp, lookup
+from .function import Function, call
+
+__all__ = ["AllReduceFunction", "BatchNormFunction", "NormalizeFunction", "SyncStatisticsFunction"]
+
+aten = torch.ops.aten
+
+
+def _wide(t: Tensor) -> Tensor:
+    """16-bit tensors in float32."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def _dims(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def _count(x: Tensor) -> int:
+    """n, the number of values a channel, and 1 where there is none, so that sums may be divided by it."""
+    return max(x.shape[0] * x.shape[2:].numel(), 1)
+
+
+def _channel(t: Tensor, x: Tensor) -> Tensor:
+    """(C) → (1, C, 1, ...), which broadcasts to x."""
+    return t.reshape(1, x.shape[1], *[1] * (x.dim() - 2))
+
+
+def _scale(gamma: Tensor | None, var: Tensor, eps: float) -> Tensor:
+    """γ s."""
+    s = torch.rsqrt(var + eps)
+    return s if gamma is None else gamma * s
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """mean and biased var, in one pass by Welford's method; zeros for an empty batch."""
+    x = _wide(x)
+    if x.numel() == 0:
+        return x.sum(_dims(x)), x.square().sum(_dims(x))
+    var, mean = torch.var_mean(x, _dims(x), correction=0)
+    return mean, var
+
+
+def _pre_activation(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> Tensor:
+    """z, of a dtype that is wide."""
+    if _fused(x):
+        z, _, _ = aten.native_batch_norm(_wide(x), *_native(gamma, beta, mean, var), False, 0.0, eps)
+        return z if residual is None else z.add_(residual) if z.dtype == residual.dtype else z + residual
+    z = (x - _channel(_wide(mean), x)) * _channel(_scale(gamma, _wide(var), eps), x)
+    z = z if beta is None else z + _channel(beta, x)
+    return z if residual is None else z + residual
+
+
+def _activate(z: Tensor, activation: str, parameters: tuple[float, ...]) -> Tensor:
+    if activation == "identity":
+        return z
+    if activation == "relu" and _fused(z):
+        return z.relu_()  # z is ours, and a new tensor costs more than the arithmetic
+    return lookup(activation, parameters).f(z, *parameters)
+
+
+def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+# While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
+
+
+def _fused(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.numel() > 0
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _native(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if p is None else _wide(p.detach()) for p in parameters]
+
+
+def _fused_forward(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, mean, var.
+
+    ATen's statistics lose digits to a large mean: with NHWC float32 data of mean 1e5 and deviation 1 the variance came out
+    at 130, and with (65536, 8) at 850. Those of x less its mean, taken by cascade summation, lose none.
+    """
+    mean = x.mean(_dims(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    z = x - _channel(mean, x)
+    rest, var = torch.batch_norm_update_stats(z, None, None, 0.0)
+    unused = z.new_empty(0), z.new_empty(0)
+    torch.native_batch_norm(z, *_native(gamma, beta, rest, var), False, 0.0, eps, out=(z, *unused))
+    if residual is not None:
+        z = z.add_(residual) if z.dtype == residual.dtype else z + residual
+    return z, mean.add_(rest), var
+
+
+def _fused_backward(
+    ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor, training: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dγ, dβ."""
+    if gamma is None and x.dtype != mean.dtype:
+        gamma = torch.ones_like(mean)  # ATen knows a 16-bit input beside float32 statistics by its weight
+    statistics = (None, None, mean, torch.rsqrt(var + ctx.eps)) if training else (mean, var, None, None)
+    return aten.native_batch_norm_backward(
+        dz, x, *_native(gamma, *statistics), training, ctx.eps, list(ctx.needs_input_grad[:3])
+    )
+
+
+def _dz(ctx: Any, dy: Tensor, *saved: Tensor | None) -> Tensor:
+    """dy ⊙ f′(z), from y or from a z that is computed again."""
+    x, gamma, beta, residual, mean, var, y = saved
+    if ctx.activation == "identity":
+        return dy
+    if y is None:
+        assert x is not None and mean is not None and var is not None
+        y = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps).to(dy.dtype)
+    return activation_backward(dy, y, ctx.activation, ctx.parameters)
+
+
+def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Tensor | None) -> None:
+    """x, γ, β, r, mean, var, y for backward and jvp_rule: only those that they read."""
+    gamma, beta, residual = others
+    identity = ctx.activation == "identity"
+    by_output = not identity and lookup(ctx.activation, ctx.parameters).saves == "output"
+    again = not identity and not by_output
+    statistics = again or any(ctx.needs_input_grad[i] for i in (0, 1, 4, 5))
+    ctx.dtypes = [None if t is None else t.dtype for t in (x, gamma, beta, residual, mean, var)]
+    ctx.save_for_backward(
+        x if statistics else None,
+        gamma if statistics else None,
+        beta if again else None,
+        residual if again else None,
+        mean if statistics else None,
+        var if statistics else None,
+        y if by_output else None,
+    )
+    ctx.save_for_forward(
+        x, gamma, beta if again else None, residual if again else None, mean, var, y if by_output else None
+    )
+
+
+def _results(ctx: Any, *gradients: Tensor | None) -> list[Tensor | None]:
+    """The gradients that are needed, each in its input's dtype."""
+    return [
+        g.to(dtype) if g is not None and need else None
+        for g, need, dtype in zip(gradients, ctx.needs_input_grad, ctx.dtypes, strict=False)
+    ]
+
+
+class BatchNormFunction(Function):
+    """y = f(γ x̂ + β + r) by the statistics of the batch; ``forward`` returns (y, mean, var), all differentiable.
+
+    Shapes: x, r and y (N, C, ...); γ, β, mean and var (C). γ, β and r may be None. var is the biased one, over n.
+
+    Saves x, and never the pre-activation: z is computed again, elementwise, where f′ is not told by y.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        activation: str,
+        parameters: tuple[float, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if _fused(x):
+            z, mean, var = _fused_forward(x, gamma, beta, residual, eps)
+        else:
+            mean, var = _statistics(x)
+            z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
+        return _activate(z, activation, parameters).to(_result_dtype(x, residual)), mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, gamma, beta, residual, ctx.eps, ctx.activation, ctx.parameters = inputs
+        y, mean, var = output
+        ctx.set_materialize_grads(False)
+        _save(ctx, x, mean, var, y, gamma, beta, residual)
+
+    @staticmethod
+    def backward(
+        ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
+        if x is None:  # β and r alone need a gradient
+            dz = None if dy is None else _dz(ctx, dy, *saved)
+            dbeta = None if dz is None or not ctx.needs_input_grad[2] else _wide(dz).sum(_dims(dz))
+            return *_results(ctx, None, None, dbeta, dz), None, None, None
+        dz = torch.zeros_like(x) if dy is None else _dz(ctx, dy, *saved)
+        if _fused(x) and dz.dtype == x.dtype and dmean is None and dvar is None:
+            dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=True)
+        else:
+            dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, mean, var)
+            n = _count(x)
+            if ctx.needs_input_grad[0]:
+                k = _scale(gamma, var, ctx.eps) / n
+                xhat = (x - _channel(mean, x)) * _channel(torch.rsqrt(var + ctx.eps), x)
+                dx = dx - _channel(k * dbeta, x) - xhat * _channel(k * dgamma, x)
+                dx = dx if dmean is None else dx + _channel(dmean / n, x)
+                dx = dx if dvar is None else dx + (x - _channel(mean, x)) * _channel(2 * dvar / n, x)
+        return *_results(ctx, dx, dgamma, dbeta, dz), None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, _, _, _, mean, var, _ = ctx.saved_tensors
+        tmean = tvar = torch.zeros_like(mean)
+        if tx is not None:
+            n = _count(x)
+            tmean = _wide(tx).sum(_dims(x)) / n
+            tvar = 2 * ((x - _channel(mean, x)) * tx).sum(_dims(x)) / n
+        return _push(ctx, tx, *tangents[:3], tmean, tvar), tmean, tvar
+
+
+class NormalizeFunction(Function):
+    """y = f(γ x̂ + β + r) by statistics that are given, and differentiable too.
+
+    Shapes: x, r and y (N, C, ...); γ, β, mean and var (C). γ, β and r may be None.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        activation: str,
+        parameters: tuple[float, ...],
+    ) -> Tensor:
+        z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
+        return _activate(z, activation, parameters).to(_result_dtype(x, residual))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, gamma, beta, residual, mean, var, ctx.eps, ctx.activation, ctx.parameters = inputs
+        _save(ctx, x, mean, var, output, gamma, beta, residual)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
+        dz = _dz(ctx, dy, *saved)
+        dx = dgamma = dbeta = dmean = dvar = None
+        if x is None:
+            dbeta = _wide(dz).sum(_dims(dz)) if ctx.needs_input_grad[2] else None
+        else:
+            need_statistics = any(ctx.needs_input_grad[4:6])
+            if _fused(x) and dz.dtype == x.dtype and not need_statistics:
+                dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=False)
+            else:
+                dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, _wide(mean), _wide(var))
+            if need_statistics:
+                k = _scale(gamma, _wide(var), ctx.eps)
+                dmean, dvar = -k * dbeta, -k * torch.rsqrt(_wide(var) + ctx.eps) * dgamma / 2
+        return *_results(ctx, dx, dgamma, dbeta, dz, dmean, dvar), None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _push(ctx, *tangents[:6])
+
+
+def _gradients(
+    ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx through x alone, Σ dz x̂ and Σ dz."""
+    dbeta = _wide(dz).sum(_dims(x))
+    dgamma = ((x - _channel(mean, x)) * dz).sum(_dims(x)) * torch.rsqrt(var + ctx.eps)
+    return dz * _channel(_scale(gamma, var, ctx.eps), x), dgamma, dbeta
+
+
+def _push(
+    ctx: Any,
+    tx: Tensor | None,
+    tgamma: Tensor | None,
+    tbeta: Tensor | None,
+    tr: Tensor | None,
+    tmean: Tensor | None,
+    tvar: Tensor | None,
+) -> Tensor:
+    """The tangent of y."""
+    x, gamma, beta, residual, mean, var, y = ctx.saved_tensors
+    mean, var = _wide(mean), _wide(var)
+    k, s = _channel(_scale(gamma, var, ctx.eps), x), torch.rsqrt(var + ctx.eps)
+    xhat = (x - _channel(mean, x)) * _channel(s, x)
+    tz = torch.zeros_like(xhat)
+    tz = tz if tx is None else tz + k * tx
+    tz = tz if tmean is None else tz - k * _channel(tmean, x)
+    tz = tz if tvar is None else tz - k * xhat * _channel(s * tvar / 2, x)
+    tz = tz if tgamma is None else tz + xhat * _channel(tgamma, x)
+    tz = tz if tbeta is None else tz + _channel(tbeta, x)
+    tz = tz if tr is None else tz + tr
+    dtype = x.dtype if ctx.dtypes[3] is None else torch.promote_types(x.dtype, ctx.dtypes[3])
+    if ctx.activation != "identity":
+        if y is None:
+            y = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps)
+        tz = activation_jvp(tz, y, ctx.activation, ctx.parameters)
+    return tz.to(dtype)
+
+
+class AllReduceFunction(Function):
+    """t = Σ over the group's ranks of their t.
+
+    Backward: dt = Σ over ranks of their dt, for the sum of all ranks' losses.
+    """
+
+    @staticmethod
+    def forward(t: Tensor, group: Any) -> Tensor:
+        t = t.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(t, group=group)
+        return t
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, dt: Tensor) -> tuple[Tensor | None, ...]:
+        return call(AllReduceFunction, dt, ctx.group), None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tt: Tensor, *_: None) -> Tensor:
+        return call(AllReduceFunction, tt, ctx.group)
+
+
+class SyncStatisticsFunction(Function):
+    """mean, var and count n of a channel over all rows of all ranks; a rank may have none.
+
+    Each rank's own statistics merge by the formula of Chan, Golub and LeVeque (1979, STAN-CS-79-773), in float64:
+    mean = Σ nᵣ meanᵣ / n and var = Σ nᵣ (varᵣ + (meanᵣ - mean)²) / n.
+
+    Backward: with dmean and dvar summed over ranks, dx = (dmean + 2 (x - mean) dvar)/n.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = _statistics(x)
+        own = torch.stack([mean, var, torch.full_like(mean, x.shape[0] * x.shape[2:].numel())]).double()
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, own, group=group)
+        means, variances, counts = torch.stack(parts, dim=1)
+        count = counts.sum(0)
+        n = count.clamp(min=1)
+        total_mean = (counts * means).sum(0) / n
+        total_var = (counts * (variances + (means - total_mean) ** 2)).sum(0) / n
+        return total_mean.to(mean.dtype), total_var.to(var.dtype), count[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, ctx.group = inputs
+        mean, _, count = output
+        ctx.mark_non_differentiable(count)
+        ctx.save_for_backward(x, mean, count)
+        ctx.save_for_forward(x, mean, count)
+
+    @staticmethod
+    def backward(ctx: Any, dmean: Tensor, dvar: Tensor, _: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        x, mean, count = ctx.saved_tensors
+        dmean, dvar = call(AllReduceFunction, torch.stack([dmean, dvar]), ctx.group) / count.to(mean.dtype)
+        dx = _channel(dmean, x) + (x - _channel(mean, x)) * _channel(2 * dvar, x)
+        return dx.to(x.dtype), None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor, None]:
+        x, mean, count = ctx.saved_tensors
+        own = torch.stack([_wide(tx).sum(_dims(x)), 2 * ((x - _channel(mean, x)) * tx).sum(_dims(x))])
+        tmean, tvar = call(AllReduceFunction, own, ctx.group) / count.to(mean.dtype)
+        return tmean, tvar, None

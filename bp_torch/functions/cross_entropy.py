@@ -1,0 +1,359 @@
+"""Losses of class scores: softmax cross-entropy and negative log-likelihood.
+
+For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u), p = exp(u - r) = softmax(x), the cross-entropy
+against weights k_c is
+
+    L = Σ k_c (r - u_c) = -Σ k_c log p_c          dx = (S p - k) dL,  S = Σ k_c
+
+    class t          k_c = w_t (1 - ε) [c = t] + w_c ε/K, and all zero where t is ignored
+    probabilities    k_c = w_c ((1 - ε) q_c + ε/K)
+
+(w: class weights; ε: label smoothing, Szegedy et al. 2016, arXiv:1512.00567; K classes.) Reductions: "none"; "sum";
+"mean", which divides by Σ w_t over the positions not ignored, or by the number of positions for probabilities.
+
+What is kept is x and, for each position, m and r: two numbers instead of the K probabilities. lse = m + r is kept as its
+two terms because r - u is exact to rounding where lse - x would cancel: logits of 1e4 cost no accuracy. m is a constant of
+the formulas: no value above depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .function import Function
+from .loss import fast_on_cpu, reduce, spread, wide
+
+__all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
+
+aten = torch.ops.aten
+
+CHUNK = 2**17
+"""Elements of x that one step of a fast path takes: their temporaries stay in a core's cache."""
+SMALL = 2**14
+"""Up to so many logits, the number of operators matters more than the passes over memory."""
+
+
+def class_dim(x: Tensor) -> int:
+    """Which dimension counts classes: (C) or (N, C, ...)."""
+    return 0 if x.dim() == 1 else 1
+
+
+def _per_class(w: Tensor, x: Tensor) -> Tensor:
+    """(C) shaped to multiply x: (C, 1, ...) after the batch dimension."""
+    return w.reshape(w.shape[0], *(1,) * (x.dim() - 1 - class_dim(x)))
+
+
+def _shift(x: Tensor) -> Tensor:
+    """m, (N, 1, ...)."""
+    return wide(x.detach()).amax(class_dim(x), keepdim=True)
+
+
+def _one_hot(x_shape: torch.Size, c: int, index: Tensor) -> Tensor:
+    """[c = t], boolean, of x's shape; index is (N, 1, ...)."""
+    K = x_shape[c]
+    classes = torch.arange(K, device=index.device).reshape(K, *(1,) * (len(x_shape) - 1 - c))
+    return classes == index
+
+
+def _counted(t: Tensor, ignore_index: int, c: int) -> tuple[Tensor, Tensor]:
+    """Which positions count, and their class as an index of size 1 in the class dimension (0 where ignored)."""
+    counts = t != ignore_index
+    return counts, torch.where(counts, t, 0).unsqueeze(c)
+
+
+def _check_range(index: Tensor, K: int) -> None:
+    """IndexError for a class outside [0, K), as torch on the CPU; elsewhere looking would wait for the device."""
+    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if eager and type(index) is Tensor and index.device.type == "cpu" and index.numel() > 0:
+        low, high = index.aminmax()
+        if low < 0 or high >= K:
+            bad = int(low) if low < 0 else int(high)
+            raise IndexError(f"'target': expected classes from 0 to {K - 1} or 'ignore_index', got {bad}")
+
+
+def _weight_of(w: Tensor | None, counts: Tensor, index: Tensor, c: int, dtype: torch.dtype) -> Tensor:
+    """w_t where the position counts, else 0."""
+    if w is None:
+        return counts.to(dtype)
+    return torch.where(counts, wide(w)[index.squeeze(c)], 0.0)
+
+
+class CrossEntropyFunction(Function):
+    """(loss, total, m, r) for class indices t; total is what a mean divides by.
+
+    Shapes: x (C) or (N, C, ...), t () or (N, ...), integers; w (C) of x's dtype, a constant, or None; m and r as x with one
+    class. m, r and the sums are float32 for 16-bit x.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        c, fast = class_dim(x), fast_on_cpu(x, t, w)
+        if fast and smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL:
+            return _small(x, t, w, ignore_index, reduction)
+        counts, index = _counted(t, ignore_index, c)
+        _check_range(index, x.shape[c])
+        m, r, u_t, u_sum = (_rows_in_chunks if fast else _rows)(x, index, w, smoothing > 0)
+        a = _weight_of(w, counts, index, c, r.dtype)
+        L = torch.where(counts, (1 - smoothing) * a * (r - u_t).squeeze(c), 0.0)
+        if u_sum is not None:
+            b, W = _smoothing_weight(x, w, smoothing)
+            L = L + torch.where(counts, b * (W * r - u_sum).squeeze(c), 0.0)
+        total = a.sum()
+        return reduce(L, reduction, total).to(x.dtype), total, m, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, t, w, ctx.ignore_index, ctx.smoothing, ctx.reduction = inputs
+        ctx.set_materialize_grads(False)
+        _, total, m, r = output
+        ctx.save_for_backward(x, t, w, total, m, r)
+        ctx.save_for_forward(x, t, w, total, m, r)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, t, w, total, m, r = ctx.saved_tensors
+        c = class_dim(x)
+        counts, index = _counted(t, ctx.ignore_index, c)
+        one = torch.ones((), dtype=r.dtype, device=r.device)
+        share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
+        dL = None if dloss is None else (wide(dloss) * share).unsqueeze(c)
+        if dL is None:
+            dx = None if dr is None else dr * (wide(x) - m - r).exp()
+            return dx if dx is None else dx.to(x.dtype), None, None, None, None, None
+        k_t = (1 - ctx.smoothing) * _weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
+        S, k_rest = k_t, None
+        if ctx.smoothing > 0:
+            b, W = _smoothing_weight(x, w, ctx.smoothing)
+            k_rest = b * dL
+            S = S + W * k_rest
+        if dr is not None:
+            S = S + dr
+        if fast_on_cpu(x, t, w, dloss, dr):
+            return _backward_in_chunks(x, index, w, m, r, S, k_t, k_rest), None, None, None, None, None
+        dx = S * (wide(x) - m - r).exp() - torch.where(_one_hot(x.shape, c, index), k_t, 0.0)
+        if k_rest is not None:
+            dx = dx - (k_rest if w is None else k_rest * _per_class(w, x))
+        return dx.to(x.dtype), None, None, None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, t, w, total, m, r = ctx.saved_tensors
+        c = class_dim(x)
+        counts, index = _counted(t, ctx.ignore_index, c)
+        tx = wide(tx)
+        tr = ((wide(x) - m - r).exp() * tx).sum(c, keepdim=True)
+        a = _weight_of(w, counts, index, c, r.dtype)
+        tL = (1 - ctx.smoothing) * a * (tr - tx.gather(c, index)).squeeze(c)
+        if ctx.smoothing > 0:
+            b, W = _smoothing_weight(x, w, ctx.smoothing)
+            tL = tL + b * (W * tr - _weighted_sum(tx, w)).squeeze(c)
+        tloss = reduce(torch.where(counts, tL, 0.0), ctx.reduction, total)
+        return tloss.to(x.dtype), torch.zeros_like(total), torch.zeros_like(m), tr
+
+
+def _smoothing_weight(x: Tensor, w: Tensor | None, smoothing: float) -> tuple[float, Tensor | float]:
+    """ε/K and Σ w_c."""
+    K = x.shape[class_dim(x)]
+    return smoothing / K, float(K) if w is None else wide(w).sum()
+
+
+def _weighted_sum(u: Tensor, w: Tensor | None) -> Tensor:
+    """Σ w_c u_c."""
+    return (u if w is None else u * _per_class(w, u)).sum(class_dim(u), keepdim=True)
+
+
+def _rows(x: Tensor, index: Tensor, w: Tensor | None, smooth: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """m, r, u_t and, for label smoothing, Σ w_c u_c of each position."""
+    c, m = class_dim(x), _shift(x)
+    u = wide(x) - m
+    r = u.exp().sum(c, keepdim=True).log()
+    return m, r, u.gather(c, index), _weighted_sum(u, w) if smooth else None
+
+
+def _slices(x: Tensor) -> Any:
+    """Pieces of about ``CHUNK`` elements along the batch."""
+    if x.dim() == 1 or x.numel() <= CHUNK:
+        return [slice(None)]
+    step = max(1, CHUNK * x.shape[0] // x.numel())
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def _rows_in_chunks(
+    x: Tensor, index: Tensor, w: Tensor | None, smooth: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As :func:`_rows`, reading x once and writing nothing of its size."""
+    c = class_dim(x)
+    parts: list[tuple[Tensor, ...]] = []
+    for i in _slices(x):
+        m = _shift(x[i])
+        u = torch.sub(x[i], m)
+        u_t, u_sum = u.gather(c, index[i]), [_weighted_sum(u, w)] if smooth else []
+        parts.append((m, u.exp_().sum(c, keepdim=True).log_(), u_t, *u_sum))
+    whole = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return whole[0], whole[1], whole[2], whole[3] if smooth else None
+
+
+def _backward_in_chunks(
+    x: Tensor, index: Tensor, w: Tensor | None, m: Tensor, r: Tensor, S: Tensor, k_t: Tensor, k_rest: Tensor | None
+) -> Tensor:
+    """dx = S p - k, writing dx once."""
+    c, scale = class_dim(x), S * (-r).exp()
+    dx = torch.empty_like(x)
+    narrow = dx.dtype != m.dtype
+    for i in _slices(x):
+        d = torch.sub(x[i], m[i]) if narrow else torch.sub(x[i], m[i], out=dx[i])
+        d.exp_().mul_(scale[i]).scatter_add_(c, index[i], -k_t[i])
+        if k_rest is not None:
+            d.sub_(k_rest[i] if w is None else k_rest[i] * _per_class(w, x))
+        if narrow:
+            dx[i] = d
+    return dx
+
+
+def _small(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, ...]:
+    """Few logits: ATen's kernel picks, weighs, ignores, reduces and checks the range in one call."""
+    c, m = class_dim(x), _shift(x)
+    u = torch.sub(x, m)
+    r = u.exp().sum(c, keepdim=True).log_()
+    kind = {"none": 0, "mean": 1, "sum": 2}[reduction]
+    weight = None if w is None else wide(w)
+    loss, total = aten.nll_loss_forward.default(u.sub_(r), t, weight, kind, ignore_index)
+    if kind != 1:
+        total = torch.zeros((), dtype=r.dtype)
+    return loss.to(x.dtype), total, m, r
+
+
+class CrossEntropyProbabilitiesFunction(Function):
+    """(loss, m, r) for class probabilities q.
+
+    Shapes: x and q (C) or (N, C, ...); w (C) or None; m and r as x with one class. Differentiable in x, q and w.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, reduction: str, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c, m = class_dim(x), _shift(x)
+        u = wide(x) - m
+        r = u.exp().sum(c, keepdim=True).log()
+        L = (_k(q, w, smoothing) * (r - u)).sum(c)
+        return reduce(L, reduction, _positions(x)).to(dtype), m, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, q, w, ctx.smoothing, ctx.reduction, ctx.dtype = inputs
+        ctx.set_materialize_grads(False)
+        _, m, r = output
+        ctx.save_for_backward(x, q, w, m, r)
+        ctx.save_for_forward(x, q, w, m, r)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, q, w, m, r = ctx.saved_tensors
+        need_x, need_q, need_w = ctx.needs_input_grad[:3]
+        c, dx, dq, dw = class_dim(x), None, None, None
+        minus_log_p = r - (wide(x) - m)
+        if dr is not None and need_x:
+            dx = dr * (-minus_log_p).exp()
+        if dloss is not None:
+            dL = spread(wide(dloss), ctx.reduction, _positions(x))
+            dL = dL.unsqueeze(c) if ctx.reduction == "none" else dL
+            if need_x:
+                k = _k(q, w, ctx.smoothing)
+                dk = dL * (k.sum(c, keepdim=True) * (-minus_log_p).exp() - k)
+                dx = dk if dx is None else dx + dk
+            if need_q:
+                dq = (1 - ctx.smoothing) * dL * minus_log_p
+                dq = dq if w is None else dq * _per_class(w, x)
+            if need_w:
+                dw = dL * _k(q, None, ctx.smoothing) * minus_log_p
+                dw = dw.movedim(c, 0).reshape(x.shape[c], _positions(x)).sum(1)
+        return (
+            None if dx is None else dx.to(x.dtype),
+            None if dq is None else dq.to(q.dtype),
+            None if dw is None else dw.to(w.dtype),
+            None, None, None,
+        )  # fmt: skip
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tq: Tensor | None, tw: Tensor | None, *_: None) -> tuple[Tensor, ...]:
+        x, q, w, m, r = ctx.saved_tensors
+        c, k = class_dim(x), _k(q, w, ctx.smoothing)
+        minus_log_p = r - (wide(x) - m)
+        tr, tL = torch.zeros_like(r), torch.zeros_like(k * minus_log_p)
+        if tx is not None:
+            tr = ((-minus_log_p).exp() * tx).sum(c, keepdim=True)
+            tL = tL + k * (tr - tx)
+        if tq is not None:
+            tk = (1 - ctx.smoothing) * tq
+            tL = tL + (tk if w is None else tk * _per_class(w, x)) * minus_log_p
+        if tw is not None:
+            tL = tL + _k(q, None, ctx.smoothing) * _per_class(tw, x) * minus_log_p
+        return reduce(tL.sum(c), ctx.reduction, _positions(x)).to(ctx.dtype), torch.zeros_like(m), tr
+
+
+def _k(q: Tensor, w: Tensor | None, smoothing: float) -> Tensor:
+    """The weights k_c, in float32 or wider."""
+    k = wide(q)
+    k = (1 - smoothing) * k + smoothing / q.shape[class_dim(q)] if smoothing > 0 else k
+    return k if w is None else k * _per_class(wide(w), q)
+
+
+def _positions(x: Tensor) -> int:
+    """How many positions have a loss: N d1 d2 ..., and 1 for (C)."""
+    return x.numel() // x.shape[class_dim(x)]
+
+
+class NLLLossFunction(Function):
+    """(loss, total) with L = -w_t x_t, and 0 where t is ignored; total is what a mean divides by.
+
+    Backward: dx_c = -w_t dL [c = t]. Shapes and dtypes: as :class:`CrossEntropyFunction`; x itself is not kept.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor]:
+        c = class_dim(x)
+        counts, index = _counted(t, ignore_index, c)
+        _check_range(index, x.shape[c])
+        a = _weight_of(w, counts, index, c, wide(x[:0]).dtype)
+        L = torch.where(counts, -a * wide(x.gather(c, index)).squeeze(c), 0.0)
+        total = a.sum()
+        return reduce(L, reduction, total).to(x.dtype), total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, t, w, ctx.ignore_index, ctx.reduction = inputs
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.save_for_backward(t, w, output[1])
+        ctx.save_for_forward(t, w, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> tuple[Tensor | None, ...]:
+        if dloss is None:
+            return None, None, None, None, None
+        t, w, total = ctx.saved_tensors
+        c = 0 if len(ctx.shape) == 1 else 1
+        counts, index = _counted(t, ctx.ignore_index, c)
+        one = torch.ones((), dtype=total.dtype, device=total.device)
+        share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
+        k_t = (_weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)).unsqueeze(c)
+        if fast_on_cpu(t, w, dloss):
+            dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(c, index, -k_t.to(ctx.dtype))
+        else:
+            dx = torch.where(_one_hot(ctx.shape, c, index), -k_t, 0.0).to(ctx.dtype)
+        return dx, None, None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        t, w, total = ctx.saved_tensors
+        c = class_dim(tx)
+        counts, index = _counted(t, ctx.ignore_index, c)
+        a = _weight_of(w, counts, index, c, total.dtype)
+        tL = torch.where(counts, -a * wide(tx.gather(c, index)).squeeze(c), 0.0)
+        return reduce(tL, ctx.reduction, total).to(ctx.dtype), torch.zeros_like(total)

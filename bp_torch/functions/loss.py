@@ -1,0 +1,240 @@
+"""Losses between a prediction x and a target t of the same shape.
+
+    forward    loss = R(w ⊙ ρ(e)),  e = x - t         backward   dx = dR ⊙ w ⊙ ρ′(e),  dt = -dx,  dw = dR ⊙ ρ(e)
+
+R is the reduction: nothing ("none"), Σ ("sum"), Σ/n ("mean") or Σ/Σw ("weighted mean"); dR is dloss, dloss, dloss/n or
+dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
+
+    BCE with logits   loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))),   λ = 1 + (π - 1) t
+               backward   dx = dR ⊙ w ⊙ (1 - t - λ σ(-x)),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
+
+The losses of class scores are in cross_entropy.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .function import Function
+
+__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
+
+CHUNK = 2**16
+"""Elements that one step of a fast path takes: their temporaries stay in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """One row: ρ and ρ′ as functions of e and of the loss's parameter."""
+
+    rho: Callable[[Tensor, float], Tensor]
+    drho: Callable[[Tensor, float], Tensor]
+    formula: str
+    source: str
+
+
+def _smooth_l1(e: Tensor, beta: float) -> Tensor:
+    a = e.abs()
+    return torch.where(a < beta, 0.5 * e * e / beta, a - 0.5 * beta)
+
+
+def _huber(e: Tensor, delta: float) -> Tensor:
+    a = e.abs()
+    return torch.where(a <= delta, 0.5 * e * e, delta * (a - 0.5 * delta))
+
+
+ERRORS: dict[str, Error] = {
+    "mse": Error(
+        rho=lambda e, _: e * e, drho=lambda e, _: 2 * e,
+        formula="e²", source="torch.nn.MSELoss",
+    ),
+    "l1": Error(
+        rho=lambda e, _: e.abs(), drho=lambda e, _: torch.sign(e),
+        formula="|e|; ρ′(0) = 0", source="torch.nn.L1Loss",
+    ),
+    "smooth_l1": Error(
+        rho=_smooth_l1, drho=lambda e, beta: (e / beta).clamp(-1, 1),
+        formula="e²/(2β) if |e| < β else |e| - β/2", source="torch.nn.SmoothL1Loss; Girshick 2015, arXiv:1504.08083",
+    ),
+    "huber": Error(
+        rho=_huber, drho=lambda e, delta: e.clamp(-delta, delta),
+        formula="e²/2 if |e| ≤ δ else δ (|e| - δ/2)", source="torch.nn.HuberLoss; Huber 1964",
+    ),
+}  # fmt: skip
+
+
+def wide(t: Tensor) -> Tensor:
+    """16-bit tensors in float32, in which the formulas are evaluated."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def fast_on_cpu(*tensors: Tensor | None) -> bool:
+    """Whether these may go through ``out=`` and in-place operators: ordinary CPU tensors, and nobody watching."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu") for t in tensors)
+    )
+
+
+def reduce(L: Tensor, reduction: str, total: Tensor | float | None = None) -> Tensor:
+    """R(L); ``total`` is what a mean divides by, if not the number of elements."""
+    if reduction == "none":
+        return L
+    if reduction == "sum":
+        return L.sum()
+    return L.mean() if total is None else L.sum() / total
+
+
+def spread(dloss: Tensor, reduction: str, total: Tensor | float) -> Tensor:
+    """dR: the gradient of each element before the reduction, or one number for all of them."""
+    return dloss / total if reduction.endswith("mean") else dloss
+
+
+def _sum_to(t: Tensor, like: Tensor) -> Tensor:
+    return t.sum_to_size(like.shape).to(like.dtype)
+
+
+class ErrorLossFunction(Function):
+    """loss = R(w ⊙ ρ(x - t)).
+
+    Shapes: x and t equal; w, which may be None, broadcasts to them. The loss has the dtype ``dtype``.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, t: Tensor, w: Tensor | None, error: str, parameter: float, reduction: str, dtype: torch.dtype
+    ) -> Tensor:
+        rho = ERRORS[error].rho
+        if w is None and reduction != "none" and _in_chunks(x, t):
+            L = torch.stack([rho(wide(a) - wide(b), parameter).sum() for a, b in _chunks(x, t)]).sum()
+            return (L / x.numel() if reduction == "mean" else L).to(dtype)
+        L = rho(wide(x) - wide(t), parameter)
+        if w is not None:
+            L = L * w
+        return reduce(L, reduction, wide(w).sum() if w is not None and reduction == "weighted mean" else None).to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, t, w, ctx.error, ctx.parameter, ctx.reduction, ctx.dtype = inputs
+        needs = any(ctx.needs_input_grad[:3])
+        ctx.save_for_backward(x if needs else None, t if needs else None, w if needs else None)
+        ctx.save_for_forward(x, t, w)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, t, w = ctx.saved_tensors
+        need_x, need_t, need_w = ctx.needs_input_grad[:3]
+        row, total = ERRORS[ctx.error], _total(ctx.reduction, x, w)
+        dR = spread(wide(dloss), ctx.reduction, total)
+        dx = dw = None
+        if need_x or need_t:
+            if w is None and ctx.reduction != "none" and _in_chunks(x, t, dloss):
+                dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
+                for a, b, d in _chunks(x, t, dx):
+                    torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
+            else:
+                dx = row.drho(wide(x) - wide(t), ctx.parameter) * (dR if w is None else dR * w)
+        if need_w:
+            L = row.rho(wide(x) - wide(t), ctx.parameter)
+            if ctx.reduction == "weighted mean":
+                # Σw is divided by too: ∂(Σ w L/Σw)/∂w = (L - loss)/Σw, and Σw counts each w once, however it broadcasts.
+                dw = _sum_to(L * dR, w) - ((L * w).sum() / total * dR).to(w.dtype)
+            else:
+                dw = _sum_to(L * dR, w)
+        return (
+            dx.to(x.dtype) if need_x and dx is not None else None,
+            (-dx).to(t.dtype) if need_t and dx is not None else None,
+            dw, None, None, None, None,
+        )  # fmt: skip
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, tw: Tensor | None, *rest: None) -> Tensor:
+        x, t, w = ctx.saved_tensors
+        e, row, total = wide(x) - wide(t), ERRORS[ctx.error], _total(ctx.reduction, x, w)
+        te = torch.zeros_like(e)
+        te = te if tx is None else te + tx
+        te = te if tt is None else te - tt
+        L, tL = row.rho(e, ctx.parameter), row.drho(e, ctx.parameter) * te
+        tL = tL if w is None else tL * w
+        tL = tL if tw is None else tL + L * tw
+        tloss = reduce(tL, ctx.reduction, total)
+        if tw is not None and ctx.reduction == "weighted mean":
+            tloss = tloss - (L * w).sum() / total * tw.sum() / total
+        return tloss.to(ctx.dtype)
+
+
+def _total(reduction: str, x: Tensor, w: Tensor | None) -> Tensor | float:
+    """What a mean divides by; a mean over nothing is NaN."""
+    return wide(w).sum() if reduction == "weighted mean" and w is not None else float(x.numel()) or math.nan
+
+
+def _in_chunks(x: Tensor, t: Tensor, *others: Tensor) -> bool:
+    """Whether x and t are large and laid out alike, so that a pass over them may go piece by piece."""
+    return x.numel() > CHUNK and x.is_contiguous() and t.is_contiguous() and fast_on_cpu(x, t, *others)
+
+
+def _chunks(*tensors: Tensor) -> Any:
+    """The tensors' elements, ``CHUNK`` at a time."""
+    return zip(*(t.view(t.numel()).split(CHUNK) for t in tensors), strict=True)
+
+
+class BCEWithLogitsFunction(Function):
+    """loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))), λ = 1 + (π - 1) t, which overflows nowhere.
+
+    Shapes: x and t equal; the weights w and π, which may be None and are constants, broadcast to them.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Tensor:
+        x, t, dtype = wide(x), wide(t), t.dtype
+        s = torch.nn.functional.logsigmoid(x)  # = -log(1 + exp(-x))
+        L = (1 - t) * x - s * _lambda(t, pi)
+        return reduce(L if w is None else L * w, reduction).to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, t, w, pi, ctx.reduction = inputs
+        needs = any(ctx.needs_input_grad[:2])
+        saved = (x, t, w, pi) if needs else (None,) * 4
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(x, t, w, pi)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        x, t, w, pi = ctx.saved_tensors
+        need_x, need_t = ctx.needs_input_grad[:2]
+        dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
+        dR = dR if w is None else dR * w
+        dx = (dR * _bce_dx(wide(x), wide(t), pi)).to(x.dtype) if need_x else None
+        dt = (dR * _bce_dt(wide(x), pi)).to(t.dtype) if need_t else None
+        return dx, dt, None, None, None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, *_: None) -> Tensor:
+        x, t, w, pi = ctx.saved_tensors
+        tL = torch.zeros_like(wide(x))
+        tL = tL if tx is None else tL + _bce_dx(wide(x), wide(t), pi) * tx
+        tL = tL if tt is None else tL + _bce_dt(wide(x), pi) * tt
+        return reduce(tL if w is None else tL * w, ctx.reduction).to(t.dtype)
+
+
+def _lambda(t: Tensor, pi: Tensor | None) -> Tensor | float:
+    return 1.0 if pi is None else 1 + (pi - 1) * t
+
+
+def _bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
+    return (1 - t) - _lambda(t, pi) * torch.sigmoid(-x)
+
+
+def _bce_dt(x: Tensor, pi: Tensor | None) -> Tensor:
+    return -x if pi is None else -(pi - 1) * torch.nn.functional.logsigmoid(x) - x

@@ -1,0 +1,90 @@
+"""Softmax and its logarithm along one dimension.
+
+    softmax       y = exp(x - m) / Σ exp(x - m),  m = max x      dx = y ⊙ (dy - Σ dy ⊙ y)
+    log-softmax   y = x - m - log Σ exp(x - m)                   dx = dy - exp(y) Σ dy
+
+Both save y alone. Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .function import Function
+
+__all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
+
+aten = torch.ops.aten
+
+
+def _wide(t: Tensor) -> Tensor:
+    """16-bit tensors in float32, in which the formulas are evaluated."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+class SoftmaxFunction(Function):
+    """y = softmax(x) along ``dim``.
+
+    Backward: dx = y ⊙ (dy - Σ dy ⊙ y). Shapes: any, all equal. dtypes: floating.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return torch.softmax(x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.dim = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return aten._softmax_backward_data.default(dy, y, ctx.dim, y.dtype), None
+        return _softmax_pull(dy, y, ctx.dim), None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return _softmax_pull(tx, y, ctx.dim)  # the Jacobian diag(y) - y yᵀ is symmetric
+
+
+def _softmax_pull(dy: Tensor, y: Tensor, dim: int) -> Tensor:
+    dy, p = _wide(dy), _wide(y)
+    return (p * (dy - (dy * p).sum(dim, keepdim=True))).to(y.dtype)
+
+
+class LogSoftmaxFunction(Function):
+    """y = log softmax(x) along ``dim``.
+
+    Backward: dx = dy - exp(y) Σ dy. Shapes: any, all equal. dtypes: floating.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return torch.log_softmax(x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.dim = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return aten._log_softmax_backward_data.default(dy, y, ctx.dim, y.dtype), None
+        wide = _wide(dy)
+        return (wide - _wide(y).exp() * wide.sum(ctx.dim, keepdim=True)).to(y.dtype), None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        wide = _wide(tx)
+        return (wide - (_wide(y).exp() * wide).sum(ctx.dim, keepdim=True)).to(y.dtype)

@@ -1,0 +1,99 @@
+"""Collects which contract held for which Function, and writes docs/contracts.md from it.
+
+A test that shows a contract carries ``@pytest.mark.contract("double backward")``; the Function is the ``function`` of its
+``case`` parameter, or is named in the marker. ``pytest --contracts docs/contracts.md`` writes the table of a whole run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+# In the order of the table: (name, what was checked).
+CONTRACTS = {
+    "backward": "values and gradients equal torch's; `gradcheck` in float64, undefined gradients included",
+    "double backward": "`gradgradcheck` in float64; second derivatives equal torch's",
+    "forward mode": "`gradcheck` with forward-mode, batched and batched forward-mode gradients; forward over reverse",
+    "torch.func": "`hessian`, `jacrev`, `jacfwd` nested in every order; per-sample gradients by `vmap(grad)`",
+    "compile": "`torch.compile(fullgraph=True)`, forward and backward, on aot_eager and inductor",
+    "export, fx": "`torch.export`, `torch.fx.symbolic_trace`",
+    "checkpoint": "`torch.utils.checkpoint` gives the same gradients",
+    "dtypes": "float32, bfloat16, float16: error against float64 at most twice torch's; autocast gives torch's dtypes",
+    "layouts": "transposed, sliced and zero-stride inputs and gradients; memory format as torch's",
+    "edges": "empty batches; NaN and Inf where torch has them",
+    "safety": "in-place change of a saved tensor is refused; nothing passed in is overwritten; a second backward agrees",
+    "frozen": "each choice of inputs that need gradients; nothing else is computed or saved",
+    "randomness": "torch's generator decides; masks agree under checkpointing",
+    "determinism": "the same bits, run after run",
+    "memory": "saves no more than torch's operators do, and what the formulas need",
+    "modules": "torch.nn's constructor, state_dict, repr and errors; deepcopy, pickle",
+}
+
+
+class Collector:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: dict[tuple[str, str], list[bool]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        for key, value in report.user_properties:
+            if key == "contract":
+                function, contract = value
+                if not report.skipped:
+                    self.outcomes[function, contract].append(report.passed)
+
+    def pytest_sessionfinish(self) -> None:
+        if self.outcomes:
+            self.path.write_text(table(self.outcomes), encoding="utf-8")
+
+
+def table(outcomes: dict[tuple[str, str], list[bool]]) -> str:
+    functions = sorted({function for function, _ in outcomes})
+    head = ["Function", *CONTRACTS]
+    lines = [
+        "# Contracts",
+        "",
+        "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for that",
+        "Function on the CPU; one failure makes it **fail**; an empty cell means that the contract says nothing there.",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+    ]
+    for function in functions:
+        cells = []
+        for contract in CONTRACTS:
+            results = outcomes.get((function, contract), [])
+            cells.append("" if not results else f"pass ({len(results)})" if all(results) else "**fail**")
+        lines.append(f"| {function} | {' | '.join(cells)} |")
+    lines += ["", "What each contract means here:", ""]
+    lines += [f"- **{name}**: {meaning}." for name, meaning in CONTRACTS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--contracts", metavar="FILE", help="write the table Function x contract of this run to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "contract(name, function): the test shows this contract for a Function")
+    path = config.getoption("--contracts")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Collector(Path(path)), "contract table")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("contract")
+    if marker is None:
+        return
+    (contract,) = marker.args
+    if contract not in CONTRACTS:
+        raise pytest.UsageError(f"{item.nodeid}: unknown contract {contract!r}")
+    function = marker.kwargs.get("function")
+    if function is None:
+        function = item.callspec.params["case"].function  # type: ignore[attr-defined]
+    for name in [function] if isinstance(function, str) else function:
+        item.user_properties.append(("contract", (name, contract)))

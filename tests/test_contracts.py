@@ -1,0 +1,370 @@
+"""Every contract, for every case of the table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.utils.checkpoint import checkpoint
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+contract = pytest.mark.contract
+LOW = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
+"""dtypes and the relative error of one rounding."""
+
+
+def leaves(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    return tuple(t.to(dtype).requires_grad_() for t in case.inputs())
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def upstream(result: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(11)
+    return tuple(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in result)
+
+
+def run(f: Callable[..., Any], inputs: tuple[Tensor, ...], dys: tuple[Tensor, ...] | None = None) -> tuple[Any, Any]:
+    """Outputs, and the gradient of each input that needs one."""
+    ys = outputs(f(*inputs))
+    wanted = [t for t in inputs if t.requires_grad]
+    return ys, torch.autograd.grad(ys, wanted, upstream(ys) if dys is None else dys, allow_unused=True)
+
+
+def scalar(f: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A curved scalar of f's outputs, so that second derivatives are not trivially zero."""
+    return lambda *inputs: sum(torch.sin(y * 0.7).sum() for y in outputs(f(*inputs)))
+
+
+@contract("backward")
+@every_case
+def test_equals_torch(case: Case) -> None:
+    ours, our_grads = run(case.ours, leaves(case))
+    theirs, their_grads = run(case.theirs, leaves(case))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(our_grads, their_grads)
+
+
+@contract("backward")
+@every_case
+def test_gradcheck(case: Case) -> None:
+    assert gradcheck(case.ours, leaves(case), check_undefined_grad=True)
+
+
+@contract("double backward")
+@every_case
+def test_gradgradcheck(case: Case) -> None:
+    assert gradgradcheck(case.ours, leaves(case))
+
+
+@contract("double backward")
+@every_case
+def test_gradient_penalty_equals_torch(case: Case) -> None:
+    def penalty(f: Callable[..., Any]) -> tuple[Tensor | None, ...]:
+        inputs = leaves(case)
+        first = torch.autograd.grad(scalar(f)(*inputs), inputs, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
+
+    torch.testing.assert_close(penalty(case.ours), penalty(case.theirs))
+
+
+@contract("forward mode")
+@every_case
+def test_forward_mode_and_batched(case: Case) -> None:
+    assert gradcheck(
+        case.ours, leaves(case), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+
+
+@contract("forward mode")
+@every_case
+def test_forward_over_reverse(case: Case) -> None:
+    inputs = leaves(case)
+    assert gradgradcheck(
+        case.ours, inputs, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
+    )
+
+
+@contract("torch.func")
+@every_case
+def test_nested_transforms(case: Case) -> None:
+    inputs = case.inputs()
+    f = scalar(case.ours)
+    expected = hessian(scalar(case.theirs))(*inputs)
+    for outer, inner in itertools.product((jacrev, jacfwd), repeat=2):
+        torch.testing.assert_close(outer(inner(f))(*inputs), expected)
+
+
+@contract("torch.func")
+@every_case
+def test_per_sample_gradients(case: Case) -> None:
+    if case.batch_dim is None:
+        pytest.skip("the case is not independent along a dimension")
+    x, *rest = case.inputs()
+    dim = case.batch_dim
+
+    def loss(sample: Tensor, *others: Tensor) -> Tensor:
+        return scalar(case.ours)(sample.unsqueeze(dim), *others)
+
+    wanted = tuple(range(1 + len(rest)))
+    ours = vmap(grad(loss, wanted), in_dims=(dim, *(None for _ in rest)))(x, *rest)
+    one_by_one = [grad(loss, wanted)(sample, *rest) for sample in x.unbind(dim)]
+    for got, expected in zip(ours, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+@contract("compile")
+@every_case
+def test_compile_aot_eager(case: Case) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, leaves(case)), run(case.ours, leaves(case)))
+
+
+FUNCTIONS = sorted({case.function for case in CASES})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "function", [pytest.param(f, marks=contract("compile", function=f)) for f in FUNCTIONS]
+)  # fmt: skip
+def test_compile_inductor(function: str) -> None:
+    """All cases of a Function in one graph."""
+    cases = [case for case in CASES if case.function == function]
+    counts = [len(case.inputs()) for case in cases]
+
+    def together(*flat: Tensor) -> tuple[Tensor, ...]:
+        results: list[Tensor] = []
+        start = 0
+        for case, count in zip(cases, counts, strict=True):
+            results += outputs(case.ours(*flat[start : start + count]))
+            start += count
+        return tuple(results)
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(t for case in cases for t in leaves(case))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(together, fullgraph=True, backend="inductor")
+    torch.testing.assert_close(run(compiled, inputs()), run(together, inputs()))
+
+
+@contract("export, fx")
+@every_case
+def test_export(case: Case) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> Any:
+            return case.ours(*inputs)
+
+    exported = torch.export.export(Model(), case.inputs())
+    torch.testing.assert_close(exported.module()(*case.inputs()), case.ours(*case.inputs()))
+
+
+@contract("checkpoint")
+@every_case
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(case: Case, reentrant: bool) -> None:
+    recomputed = run_backward(lambda *i: checkpoint(case.ours, *i, use_reentrant=reentrant), leaves(case))
+    torch.testing.assert_close(recomputed, run_backward(case.ours, leaves(case)))
+
+
+def run_backward(f: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tensor | None]:
+    ys = outputs(f(*inputs))
+    torch.autograd.backward(ys, upstream(ys))
+    return [t.grad for t in inputs]
+
+
+@contract("dtypes")
+@every_case
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_error_at_most_twice_torch(case: Case, dtype: torch.dtype) -> None:
+    """Against float64 at the same (rounded) inputs; one rounding of the largest value is always allowed."""
+    rounded = tuple(t.to(dtype) for t in case.inputs())
+    exact_ys = outputs(case.theirs(*(t.double() for t in rounded)))
+    dys = tuple(dy.to(dtype) for dy in upstream(exact_ys))
+    exact = run(case.theirs, tuple(t.double().requires_grad_() for t in rounded), tuple(dy.double() for dy in dys))
+    found = {}
+    for name, f in (("ours", case.ours), ("theirs", case.theirs)):
+        inputs = tuple(t.clone().requires_grad_() for t in rounded)
+        ys = outputs(f(*inputs))
+        grads = torch.autograd.grad(ys, inputs, tuple(dy.to(y.dtype) for dy, y in zip(dys, ys, strict=True)))
+        found[name] = (*ys, *grads)
+    for ours, theirs, reference in zip(found["ours"], found["theirs"], (*exact[0], *exact[1]), strict=True):
+        assert ours.dtype == theirs.dtype
+        our_error = (ours.double() - reference).abs().max()
+        their_error = (theirs.double() - reference).abs().max()
+        assert our_error <= 2 * their_error + LOW[dtype] * reference.abs().max()
+
+
+def sliced(t: Tensor) -> Tensor:
+    """The same values as every other element of a larger buffer that is otherwise NaN."""
+    if t.dim() == 0:
+        return t.clone()
+    buffer = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
+    view = buffer[..., 1::2]
+    return view.copy_(t)
+
+
+def transposed(t: Tensor) -> Tensor:
+    """The same values, stored in the reverse order of dimensions."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+@contract("layouts")
+@every_case
+@pytest.mark.parametrize("layout", [sliced, transposed])
+def test_strided_inputs_and_gradients(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
+    plain = leaves(case)
+    ys, grads = run(case.ours, plain)
+    awkward = tuple(layout(t.detach()).requires_grad_() for t in plain)
+    awkward_ys = outputs(case.ours(*awkward))
+    awkward_grads = torch.autograd.grad(awkward_ys, awkward, tuple(layout(dy) for dy in upstream(ys)))
+    torch.testing.assert_close(awkward_ys, ys)
+    torch.testing.assert_close(awkward_grads, grads)
+
+
+@contract("layouts")
+@every_case
+def test_zero_stride_gradients(case: Case) -> None:
+    """What ``.sum().backward()`` sends."""
+    ours, theirs = leaves(case), leaves(case)
+    sum(y.sum() for y in outputs(case.ours(*ours))).backward()
+    sum(y.sum() for y in outputs(case.theirs(*theirs))).backward()
+    torch.testing.assert_close([t.grad for t in ours], [t.grad for t in theirs])
+
+
+@contract("layouts")
+@every_case
+def test_zero_stride_inputs(case: Case) -> None:
+    """Every input is one row, expanded."""
+
+    def expanded() -> tuple[Tensor, ...]:
+        return tuple(t[:1].expand(t.shape).requires_grad_() if t.dim() else t.requires_grad_() for t in case.inputs())
+
+    torch.testing.assert_close(run(case.ours, expanded()), run(case.theirs, expanded()))
+
+
+@contract("edges")
+@every_case
+def test_empty_batch(case: Case) -> None:
+    if not case.empty or case.batch_dim is None:
+        pytest.skip("the case has a fixed batch, or torch refuses an empty one")
+    x, *rest = case.inputs()
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(t.clone().requires_grad_() for t in (x.narrow(case.batch_dim, 0, 0), *rest))
+
+    torch.testing.assert_close(run(case.ours, inputs()), run(case.theirs, inputs()), equal_nan=True)
+
+
+@contract("edges")
+@every_case
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_values_pass_as_torch_passes_them(case: Case, value: float) -> None:
+    def poisoned() -> tuple[Tensor, ...]:
+        x, *rest = case.inputs()
+        x.view(-1)[1] = value
+        return x, *rest
+
+    torch.testing.assert_close(case.ours(*poisoned()), case.theirs(*poisoned()), equal_nan=True)
+
+
+@contract("safety")
+@every_case
+def test_in_place_change_is_refused_or_harmless(case: Case) -> None:
+    """After an input or an output was overwritten, backward raises or still gives the right gradient."""
+    right = run(case.ours, leaves(case))[1]
+    count = len(case.inputs())
+    for changed in range(count + 1):
+        roots = leaves(case)
+        inputs = tuple(t * 1 for t in roots)
+        ys = outputs(case.ours(*inputs))
+        dys = upstream(ys)
+        # The copy keeps backward's start independent of the tensor that is overwritten.
+        out = tuple(y * 1 for y in ys)
+        with torch.no_grad():
+            (inputs[changed] if changed < count else ys[0]).add_(7.0)
+        try:
+            grads = torch.autograd.grad(out, roots, dys)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            torch.testing.assert_close(grads, right)
+
+
+@contract("safety")
+@every_case
+def test_nothing_passed_in_is_overwritten(case: Case) -> None:
+    inputs = leaves(case)
+    ys = outputs(case.ours(*inputs))
+    kept = [y.detach().clone() for y in ys]
+    dys = upstream(ys)
+    sent = [dy.clone() for dy in dys]
+    torch.autograd.grad(ys, inputs, dys)
+    torch.testing.assert_close(list(inputs), list(case.inputs()), rtol=0, atol=0)
+    torch.testing.assert_close(list(dys), sent, rtol=0, atol=0)
+    torch.testing.assert_close(list(ys), kept, rtol=0, atol=0)
+
+
+@contract("safety")
+@every_case
+def test_second_backward_agrees(case: Case) -> None:
+    inputs = leaves(case)
+    ys = outputs(case.ours(*inputs))
+    first = torch.autograd.grad(ys, inputs, upstream(ys), retain_graph=True)
+    second = torch.autograd.grad(ys, inputs, upstream(ys))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@contract("frozen")
+@every_case
+def test_each_choice_of_frozen_inputs(case: Case) -> None:
+    full = run(case.ours, leaves(case))[1]
+    count = len(case.inputs())
+    for chosen in itertools.product([False, True], repeat=count):
+        inputs = tuple(t.requires_grad_(need) for t, need in zip(case.inputs(), chosen, strict=True))
+        if not any(chosen):
+            assert not any(y.requires_grad for y in outputs(case.ours(*inputs)))
+            continue
+        grads = run(case.ours, inputs)[1]
+        expected = tuple(g for g, need in zip(full, chosen, strict=True) if need)
+        torch.testing.assert_close(grads, expected)
+
+
+@contract("determinism")
+@every_case
+def test_same_bits_again(case: Case) -> None:
+    reference = run(case.ours, leaves(case, torch.float32))
+    for _ in range(3):
+        torch.testing.assert_close(run(case.ours, leaves(case, torch.float32)), reference, rtol=0, atol=0)
+
+
+def saved_bytes(f: Callable[..., Any], inputs: tuple[Tensor, ...]) -> int:
+    """Bytes of the storages kept for backward beyond inputs and outputs, which the neighbours keep anyway."""
+    storages: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = f(*inputs)
+    for t in (*inputs, *outputs(result)):
+        storages.pop(t.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+@contract("memory")
+@every_case
+def test_saves_no_more_than_torch(case: Case) -> None:
+    assert saved_bytes(case.ours, leaves(case)) <= saved_bytes(case.theirs, leaves(case))
