@@ -4,7 +4,9 @@
 """
 
 from . import functional, nn
+from ._conversion_report import conversion_report
+from .conversion import convert, revert
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "functional", "nn"]
+__all__ = ["__version__", "conversion_report", "convert", "functional", "nn", "revert"]
