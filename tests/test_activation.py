@@ -1,0 +1,242 @@
+"""The activation table: f, f′ and f″ against torch and against each other, at kinks, in tails, in every dtype."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import torch_activation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import bp_torch.functional as bpF
+from bp_torch import nn
+from bp_torch.functions.activation import ACTIVATIONS, Activation
+
+KEYS = list(ACTIVATIONS)
+every_key = pytest.mark.parametrize("key", KEYS)
+FAR = torch.tensor([0.0, -0.0, 1e-30, 20.0, 20.5, 23.0, 88.0, 100.0, 1e4], dtype=torch.float64)
+
+
+def values(key: str) -> tuple[float, ...]:
+    return tuple(ACTIVATIONS[key].parameters.values())
+
+
+def derivative(f, x: Tensor, create_graph: bool = False) -> Tensor:
+    x = x if x.requires_grad else x.clone().requires_grad_()
+    return torch.autograd.grad(f(x).sum(), x, create_graph=create_graph)[0]
+
+
+def second_derivative(key: str, x: Tensor) -> Tensor:
+    """f″(x) from the row: ddf(x), or ddf(y) df(y) where the output is saved."""
+    row, p = ACTIVATIONS[key], values(key)
+    if row.saves == "input":
+        return row.ddf(x, *p)
+    y = row.f(x, *p)
+    return row.ddf(y, *p) * row.df(y, *p)
+
+
+def test_the_table_has_the_keys_that_the_library_promises() -> None:
+    promised = """relu leaky_relu elu selu celu gelu gelu_tanh silu mish sigmoid tanh softplus softsign hardtanh relu6
+        hardsigmoid hardswish logsigmoid tanhshrink hardshrink softshrink identity sin"""
+    assert set(promised.split()) == set(KEYS)
+
+
+@every_key
+def test_every_row_is_complete(key: str) -> None:
+    rows = [ACTIVATIONS[key], ACTIVATIONS[key].instead]
+    for row in filter(None, rows):
+        assert isinstance(row, Activation)
+        assert row.saves in ("input", "output")
+        assert row.formula
+        assert row.derivative
+        assert row.source
+
+
+@every_key
+def test_gate_rows_have_a_derivative_that_only_asks_whether_the_output_is_zero(key: str) -> None:
+    row, p = ACTIVATIONS[key], values(key)
+    if row.gate:
+        assert row.saves == "output"
+        y = row.f(torch.linspace(-5, 5, 101), *p)
+        torch.testing.assert_close(row.df(y, *p), (y != 0).float())
+        torch.testing.assert_close(row.df(y * 3.7, *p), row.df(y, *p))
+
+
+@every_key
+def test_second_derivative_is_the_derivative_of_the_first(key: str) -> None:
+    """f″ of the table against a central difference of torch's f′ in float64."""
+    x = torch.linspace(-6, 6, 241, dtype=torch.float64) + 0.0137
+    h = 1e-5
+    f = torch_activation(key)
+
+    def slope(t: Tensor) -> Tensor:
+        return derivative(lambda u: f(u, *values(key)), t)
+
+    expected = (slope(x + h) - slope(x - h)) / (2 * h)
+    torch.testing.assert_close(second_derivative(key, x), expected, rtol=1e-6, atol=1e-8)
+
+
+@every_key
+def test_kinks_are_torchs(key: str) -> None:
+    row, p = ACTIVATIONS[key], values(key)
+    if not row.kinks(*p):
+        pytest.skip("smooth")
+    f = getattr(F, key, None) or torch_activation(key)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = torch.tensor(row.kinks(*p), dtype=dtype)
+        x = torch.cat([x, torch.nextafter(x, x + 1), torch.nextafter(x, x - 1)])
+        torch.testing.assert_close(bpF.activation(x, key), f(x, *p), rtol=0, atol=0)
+        ours = derivative(lambda t: bpF.activation(t, key), x)
+        torch.testing.assert_close(ours, derivative(lambda t, f=f: f(t, *p), x))
+        formula = derivative(lambda t: bpF.activation(t, key), x.requires_grad_(), create_graph=True)
+        torch.testing.assert_close(formula, ours)
+
+
+@every_key
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_tails_do_not_overflow(key: str, dtype: torch.dtype) -> None:
+    x = torch.cat([FAR, -FAR]).to(dtype).requires_grad_()
+    y = bpF.activation(x, key)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(first).all()
+    if first.requires_grad:
+        (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+        assert torch.isfinite(second).all()
+        if second.requires_grad:
+            assert torch.isfinite(torch.autograd.grad(second.sum(), x)[0]).all()
+    expected = torch_activation(key)(x, *values(key))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(first, derivative(lambda t: torch_activation(key)(t, *values(key)), x.detach()))
+
+
+@every_key
+def test_nan_stays_nan(key: str) -> None:
+    assert bpF.activation(torch.tensor([float("nan")]), key).isnan().all()
+
+
+def test_logsigmoid_of_minus_100_is_minus_100() -> None:
+    x = torch.tensor(-100.0, requires_grad=True)
+    y = bpF.logsigmoid(x)
+    y.backward()
+    assert y.item() == -100
+    assert x.grad == 1
+
+
+def test_softplus_of_100_is_100() -> None:
+    x = torch.tensor(100.0, requires_grad=True)
+    y = bpF.softplus(x)
+    y.backward()
+    assert y.item() == 100
+    assert x.grad == 1
+
+
+@pytest.mark.parametrize("at", [23.0, 50.0, 100.0, 1000.0])
+def test_derivative_of_mish_is_one_far_right(at: float) -> None:
+    assert derivative(bpF.mish, torch.tensor([at])).item() == 1
+
+
+def test_relu_passes_nan_and_has_derivative_zero_at_zero() -> None:
+    assert bpF.relu(torch.tensor(float("nan"))).isnan()
+    assert derivative(bpF.relu, torch.tensor([0.0])).item() == 0
+    x = torch.zeros(1, requires_grad=True)
+    assert derivative(bpF.relu, x, create_graph=True).item() == 0
+
+
+def test_derivative_of_elu_keeps_its_precision_near_saturation() -> None:
+    """f′ from the output, y + α, would be off by up to 40 % in bfloat16; e^x from the input is not."""
+    x = torch.tensor([-5.0], dtype=torch.bfloat16)
+    got = derivative(bpF.elu, x).item()
+    assert got == pytest.approx(math.exp(-5), rel=2**-8)
+
+
+def test_hardtanh_bound_that_bfloat16_cannot_hold() -> None:
+    """y = bfloat16(-0.7) does not compare equal to -0.7."""
+    x = torch.tensor([-2.0, 0.0, 2.0], dtype=torch.bfloat16)
+    got = derivative(lambda t: bpF.hardtanh(t, -0.7, 0.3), x)
+    torch.testing.assert_close(got, torch.tensor([0.0, 1.0, 0.0], dtype=torch.bfloat16))
+
+
+@every_key
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_error_over_all_16_bit_inputs_is_at_most_twice_torchs(key: str, dtype: torch.dtype) -> None:
+    """Every finite input with |x| ≤ 30; absolute and relative error of f′ against float64."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[x.isfinite() & (x.abs() <= 30)]
+    f = torch_activation(key)
+    exact = derivative(lambda t: f(t, *values(key)), x.double())
+    ours = derivative(lambda t: bpF.activation(t, key), x).double()
+    theirs = derivative(lambda t: f(t, *values(key)), x).double()
+    rounding = torch.finfo(dtype).eps / 2
+    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + rounding
+    normal = exact.abs() >= torch.finfo(dtype).tiny
+    relative = ((ours - exact).abs() / exact.abs())[normal].max()
+    torch_relative = ((theirs - exact).abs() / exact.abs())[normal].max()
+    assert relative <= 2 * torch_relative + rounding
+
+
+@settings(max_examples=25)
+@given(key=st.sampled_from(KEYS), shape=st.lists(st.integers(0, 5), max_size=4), flip=st.booleans())
+def test_any_shape_and_stride(key: str, shape: list[int], flip: bool) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    x = x.permute(tuple(reversed(range(x.dim())))) if flip else x
+    f = torch_activation(key)
+    torch.testing.assert_close(bpF.activation(x, key), f(x, *values(key)))
+    if x.numel():
+        torch.testing.assert_close(
+            derivative(lambda t: bpF.activation(t, key), x), derivative(lambda t: f(t, *values(key)), x)
+        )
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "silu", "hardtanh", "hardswish", "mish"])
+def test_inplace_overwrites_its_input_as_torch_does(name: str) -> None:
+    x = torch.randn(5, requires_grad=True)
+    ours = x * 1
+    result = getattr(bpF, name)(ours, inplace=True)
+    assert result is ours
+    torch.testing.assert_close(result, getattr(F, name)(x))
+    with pytest.raises(RuntimeError, match="in-place"):
+        getattr(bpF, name)(x, inplace=True)
+
+
+def test_memory_format_is_kept() -> None:
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    y = bpF.gelu(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_unknown_name_and_parameter_are_named() -> None:
+    with pytest.raises(ValueError, match="'activation': expected one of .*relu.*, got 'rleu'"):
+        bpF.activation(torch.ones(1), "rleu")
+    with pytest.raises(ValueError, match="'activation_parameters': leaky_relu takes negative_slope, got 'slope'"):
+        bpF.activation(torch.ones(1), "leaky_relu", {"slope": 0.2})
+    with pytest.raises(TypeError, match="'input': expected a Tensor, got float"):
+        bpF.relu(1.0)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="'approximate'"):
+        bpF.gelu(torch.ones(1), approximate="fast")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda x: bpF.softshrink(x, -1.0), lambda x: F.softshrink(x, -1.0)),
+        (lambda x: bpF.hardtanh(x, 2.0, 1.0), lambda x: F.hardtanh(x, 2.0, 1.0)),
+        (lambda x: bpF.celu(x, 0.0), lambda x: F.celu(x, 0.0)),
+        (lambda x: bpF.gelu(x.long()), lambda x: F.gelu(x.long())),
+    ],
+)
+def test_what_torch_refuses_is_refused(ours, theirs) -> None:
+    x = torch.randn(3)
+    with pytest.raises(Exception, match=".") as expected:
+        theirs(x)
+    with pytest.raises(expected.type):
+        ours(x)
+
+
+def test_sin_module() -> None:
+    assert repr(nn.Sin()) == "Sin()"
+    torch.testing.assert_close(nn.Sin()(torch.ones(2)), torch.sin(torch.ones(2)))
