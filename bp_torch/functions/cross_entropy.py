@@ -1,7 +1,7 @@
 """Losses of class scores: softmax cross-entropy and negative log-likelihood.
 
-For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u), p = exp(u - r) = softmax(x), the cross-entropy
-against weights k_c is
+For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u) and p = exp(u - r) = softmax(x), the
+cross-entropy against weights k_c is
 
     L = Σ k_c (r - u_c) = -Σ k_c log p_c          dx = (S p - k) dL,  S = Σ k_c
 
@@ -11,9 +11,9 @@ against weights k_c is
 (w: class weights; ε: label smoothing, Szegedy et al. 2016, arXiv:1512.00567; K classes.) Reductions: "none"; "sum";
 "mean", which divides by Σ w_t over the positions not ignored, or by the number of positions for probabilities.
 
-What is kept is x and, for each position, m and r: two numbers instead of the K probabilities. lse = m + r is kept as its
-two terms because r - u is exact to rounding where lse - x would cancel: logits of 1e4 cost no accuracy. m is a constant of
-the formulas: no value above depends on it.
+What is kept is x and, for each position, m and r: two numbers instead of the K probabilities. The log-sum-exp m + r is
+kept as its two terms because m + r - x would cancel: with r - u, logits of 1e4 cost no accuracy. m is a constant of the
+formulas: neither L nor p depends on it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _weight_of(w: Tensor | None, counts: Tensor, index: Tensor, c: int, dtype: t
 class CrossEntropyFunction(Function):
     """(loss, total, m, r) for class indices t; total is what a mean divides by.
 
-    Shapes: x (C) or (N, C, ...), t () or (N, ...), integers; w (C) of x's dtype, a constant, or None; m and r as x with one
-    class. m, r and the sums are float32 for 16-bit x.
+    Shapes: x (C) or (N, C, ...), t () or (N, ...), integers; w (C) of x's dtype, a constant, or None; m and r as x with
+    one class. m, r and the sums are float32 for 16-bit x.
     """
 
     @staticmethod
@@ -320,8 +320,9 @@ class NLLLossFunction(Function):
         c = class_dim(x)
         counts, index = _counted(t, ignore_index, c)
         _check_range(index, x.shape[c])
-        a = _weight_of(w, counts, index, c, wide(x[:0]).dtype)
-        L = torch.where(counts, -a * wide(x.gather(c, index)).squeeze(c), 0.0)
+        picked = wide(x.gather(c, index)).squeeze(c)
+        a = _weight_of(w, counts, index, c, picked.dtype)
+        L = torch.where(counts, -a * picked, 0.0)
         total = a.sum()
         return reduce(L, reduction, total).to(x.dtype), total
 

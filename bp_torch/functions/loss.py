@@ -147,7 +147,7 @@ class ErrorLossFunction(Function):
         if need_w:
             L = row.rho(wide(x) - wide(t), ctx.parameter)
             if ctx.reduction == "weighted mean":
-                # Σw is divided by too: ∂(Σ w L/Σw)/∂w = (L - loss)/Σw, and Σw counts each w once, however it broadcasts.
+                # Σw depends on w too: ∂(Σ w L/Σw)/∂w = (L - loss)/Σw. Σw counts each w once, however it broadcasts.
                 dw = _sum_to(L * dR, w) - ((L * w).sum() / total * dR).to(w.dtype)
             else:
                 dw = _sum_to(L * dR, w)
