@@ -80,6 +80,10 @@ def convert(model: M, fuse: bool = True) -> M:
     accelerators. In-place activations and dropouts are fused: the result is the same. Models whose ``forward`` is code
     have their modules replaced, and nothing fused.
 
+    Where an activation here keeps its output for backward and torch's keeps its input (leaky_relu, relu6, hardtanh, ...),
+    code that changes that output in place (``y = act(x); y += x``) is refused by autograd, in backward, with a
+    RuntimeError.
+
     Raises:
         TypeError: ``model`` is not a Module.
     """
