@@ -36,39 +36,58 @@ def draw_mask(
 ) -> Tensor:
     """A boolean mask of x's shape (or of ``shape``), True with probability 1 - p, from torch's generator of x's device.
 
-    The CPU's masks are exact to 2⁻³², the others' to 2⁻²⁴.
+    On the CPU p is exact to 2⁻³². Large masks take 16 random bits an element: their threshold is then one of the two
+    multiples of 2⁻¹⁶ next to p, drawn at each call so that the mean is p. On other devices p is exact to 2⁻²⁴.
     """
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()
+    if not plain or torch.compiler.is_compiling():
         # Compilers and tensor subclasses know rand_like, and vmap's ``randomness`` governs it.
         return torch.rand_like(x.new_empty(size, dtype=torch.float32), generator=generator) >= p
     if x.device.type != "cpu":
         return torch.rand(size, generator=generator, device=x.device) >= p
-    # 32 random bits an element, two elements a draw: several times faster than bernoulli_ or rand.
+    # Several times faster than bernoulli_ or rand: each 64-bit draw serves two or four elements.
     count = math.prod(size)
-    bits = torch.empty((count + 1) // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    mask = bits.view(torch.int32)[:count] >= min(round(p * 2**32), 2**32 - 1) - 2**31
+    dtype = torch.int16 if count >= 2**16 and 2**-8 <= p <= 1 - 2**-8 else torch.int32
+    draws = torch.empty(-(-count * dtype.itemsize // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    threshold: Tensor | int
+    if dtype == torch.int32:
+        threshold = min(round(p * 2**32), 2**32 - 1) - 2**31
+    else:
+        threshold = torch.rand((), dtype=torch.float64, generator=generator).add_(p * 2**16 - 2**15).floor_().to(dtype)
+    mask = draws.view(dtype)[:count] >= threshold
     if shape is None and not x.is_contiguous():
         return mask.as_strided(size, torch.empty_like(x, device="meta").stride())  # channels_last stays so
     return mask.view(size)
 
 
 def dropout_scale(p: float) -> float:
-    """1 / (1 - p), and 0 for p = 1, where nothing is kept."""
+    """1 / (1 - p), or 0 where everything is dropped."""
     return 1 / (1 - p) if p < 1 else 0.0
 
 
-def drop(x: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """m ⊙ x / (1 - p); x itself where there is no mask. p = 1 gives zeros."""
+def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
+    """m ⊙ x / (1 - p), plus ``add`` if given; without a mask x. p = 1 gives zeros."""
     if mask is None:
-        return x
-    scale = dropout_scale(p)
-    if x.device.type == "cpu" and mask.shape == x.shape and is_plain(x, mask) and mask.stride() == x.stride():
-        # The same product, in place in one new tensor; ATen converts bytes faster than booleans.
-        return mask.view(torch.uint8).to(x.dtype).mul_(x).mul_(scale)
-    return x * mask * scale
+        return x if add is None else add + x
+    return _scale(x, mask, dropout_scale(p), add)
+
+
+def _scale(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:
+    """scale · m ⊙ x, plus ``add`` if given."""
+    if mask.shape != x.shape:
+        y = x * (mask.to(x.dtype) * scale)
+    elif x.device.type == "cpu" and mask.stride() == x.stride() and is_plain(x, mask, add):
+        # Two passes and one new tensor. ATen converts bytes faster than booleans.
+        m = mask.view(torch.uint8).to(x.dtype)
+        if add is not None and add.dtype == x.dtype:
+            return torch.addcmul(add, x, m, value=scale, out=m)
+        y = torch.addcmul(x.new_zeros(()), x, m, value=scale, out=m)
+    else:
+        y = x * mask * scale
+    return y if add is None else add + y
 
 
 class DropoutFunction(Function):
@@ -115,7 +134,7 @@ class AlphaDropoutFunction(Function):
         a, b = _affine(p)
         # In the mask's shape, which is small for whole channels.
         shift = torch.where(mask, torch.full_like(mask, b, dtype=x.dtype), a * ALPHA + b)
-        return x * mask * a + shift
+        return _scale(x, mask, a, shift)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,9 +145,9 @@ class AlphaDropoutFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
-        return dy * mask * _affine(ctx.p)[0], None, None
+        return _scale(dy, mask, _affine(ctx.p)[0]), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (mask,) = ctx.saved_tensors
-        return dx * mask * _affine(ctx.p)[0]
+        return _scale(dx, mask, _affine(ctx.p)[0])

@@ -39,7 +39,7 @@ def _slope(w: Tensor, l1: float, l2: float) -> Tensor:
 class PenaltyFunction(Function):
     """R = λ₁ Σ |w| + λ₂ Σ w².
 
-    Backward: dw = (λ₁ sign(w) + 2 λ₂ w) dR. Shapes: any; R has none. dtypes: floating, and may differ; R has the widest.
+    Backward: dw = (λ₁ sign(w) + 2 λ₂ w) dR. Shapes: any; R has none. dtypes: floating, may differ; R has the widest.
     """
 
     @staticmethod

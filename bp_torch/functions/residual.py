@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .activation import activation_backward, activation_jvp, lookup
 from .dropout import drop
-from .function import Function
+from .function import Function, is_plain
 
 __all__ = ["ResidualFunction"]
 
@@ -47,9 +47,11 @@ class ResidualFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        z = residual + drop(branch, mask, p)
+        z = drop(branch, mask, p, residual)
         if activation == "identity":
             return z
+        if activation == "relu" and is_plain(z):
+            return z.relu_()  # z is ours, and y tells f′
         y = lookup(activation, parameters).f(z, *parameters)
         return (y, z) if _saved(activation, parameters) == "z" else y
 
