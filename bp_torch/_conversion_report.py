@@ -115,7 +115,7 @@ def _why_not_fused(model: Module, paths: dict[int, str]) -> dict[int, str]:
                 why[id(head)] = f"not fused: {obstacle}"
             elif taken:
                 names = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in taken)
-                why[id(head)] = f"could be fused with {names}"
+                why[id(head)] = ("after revert, " if c._absorbed(head) else "") + f"could be fused with {names}"
     return why
 
 

@@ -80,8 +80,8 @@ def convert(model: M, fuse: bool = True) -> M:
     accelerators. In-place activations and dropouts are fused: the result is the same. Models whose ``forward`` is code
     have their modules replaced, and nothing fused.
 
-    Where an activation here keeps its output for backward and torch's keeps its input (leaky_relu, relu6, hardtanh, ...),
-    code that changes that output in place (``y = act(x); y += x``) is refused by autograd, in backward, with a
+    Where an activation here keeps its output for backward and torch's keeps its input (leaky_relu, relu6, hardtanh,
+    ...), code that changes that output in place (``y = act(x); y += x``) is refused by autograd, in backward, with a
     RuntimeError.
 
     Raises:
@@ -93,7 +93,7 @@ def convert(model: M, fuse: bool = True) -> M:
         for module in model.modules():
             for head, following in _heads(module):
                 absorbed, _ = _absorbable(head, following, uses)
-                if absorbed:
+                if absorbed and not _absorbed(head):
                     _fuse(head, tuple(child for _, child in absorbed))
     for module in model.modules():
         ours = COUNTERPARTS.get(type(module))

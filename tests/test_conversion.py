@@ -371,6 +371,11 @@ def test_mixed_training_flags_are_not_fused(of_linear: bool) -> None:
     assert bp_torch.conversion_report(model)["0"].why == f"with '1' (ReLU); not fused: '2' (Dropout) has {flags}"
     x = torch.ones(4, 3)
     assert torch.equal(model(x), model(x)) == of_linear
+    bp_torch.convert(model.train())  # no longer mixed, but fused already
+    assert [type(module).__name__ for module in model] == ["Dense", "Identity", "Dropout"]
+    assert model[0].activation == "relu"
+    assert bp_torch.conversion_report(model)["0"].why.endswith("after revert, could be fused with '2' (Dropout)")
+    assert [type(module).__name__ for module in bp_torch.convert(bp_torch.revert(model))[1:]] == ["Identity"] * 2
 
 
 class MyReLU(nn.ReLU):
