@@ -30,8 +30,8 @@ def batch_norm(
 
     Args:
         input: x, (N, C, ...).
-        running_mean, running_var: (C), or both None. Evaluation normalizes by them; training moves them in place towards
-            the batch's mean and its unbiased variance.
+        running_mean, running_var: (C), or both None. Evaluation normalizes by them; training moves them in place
+            towards the batch's mean and its unbiased variance.
         weight, bias: γ and β, (C), or None.
         training: whether the batch's own statistics are used.
         momentum: how far the running statistics move.
@@ -40,12 +40,12 @@ def batch_norm(
     A 16-bit input may have parameters and statistics of its own dtype or of float32; the output has the input's dtype.
 
     Raises:
-        ValueError: one value a channel in training, eps out of range, or one of the running statistics without the other.
+        ValueError: one value a channel in training, eps out of range, or one running statistic without the other.
         RuntimeError: sizes, dtypes or devices that do not fit, or no running statistics in evaluation.
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         return handle_torch_function(
-            batch_norm, (input, running_mean, running_var, weight, bias), input, running_mean, running_var,  # type: ignore[arg-type]
+            batch_norm, (input, running_mean, running_var, weight, bias), input, running_mean, running_var,
             weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     return _batch_norm(
@@ -78,7 +78,7 @@ def batch_norm_act(
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
         return handle_torch_function(
-            batch_norm_act, (input, running_mean, running_var, weight, bias, residual),  # type: ignore[arg-type]
+            batch_norm_act, (input, running_mean, running_var, weight, bias, residual),
             input, running_mean, running_var, weight=weight, bias=bias, residual=residual, training=training,
             momentum=momentum, eps=eps, activation=activation, activation_parameters=activation_parameters,
         )  # fmt: skip
@@ -105,15 +105,15 @@ def sync_batch_norm(
 ) -> Tensor:
     """:func:`batch_norm_act` in training, by the statistics of all rows of all ranks of ``process_group``.
 
-    Every rank of the group must call it, in forward and in backward; ranks may differ in N, and N may be 0. The gradients
-    are those of the sum of all ranks' losses.
+    Every rank of the group must call it, in forward and in backward; ranks may differ in N, and N may be 0. The
+    gradients are those of the sum of all ranks' losses.
     """
     name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
     x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
     mean, var, count = call(SyncStatisticsFunction, x, process_group)
     n = int(count)
     if n == 1:
-        raise ValueError("sync_batch_norm(): expected more than 1 value per channel over all ranks when training, got 1")
+        raise ValueError("sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1")
     _update(running_mean, running_var, mean, var, n, momentum)
     return call(NormalizeFunction, x, gamma, beta, residual, mean, var, eps, name, parameters)
 
@@ -143,7 +143,8 @@ def _batch_norm(
         y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, eps, activation, parameters)
         _update(running_mean, running_var, mean, var, n, momentum)
         return y
-    assert running_mean is not None and running_var is not None
+    assert running_mean is not None
+    assert running_var is not None
     if torch.is_grad_enabled():
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
         running_mean, running_var = running_mean.clone(), running_var.clone()
@@ -156,8 +157,8 @@ def _update(
 ) -> None:
     """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1)."""
     if running_mean is not None and running_var is not None and n > 1:
-        running_mean.mul_(1 - momentum).add_(mean * momentum)
-        running_var.mul_(1 - momentum).add_(var * (momentum * (n / (n - 1))))
+        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+            running.lerp_(batch.to(running.dtype), momentum)
 
 
 def _check(
@@ -199,7 +200,7 @@ def _check(
         allowed = {tensor.dtype}  # the parameters and statistics share one dtype
     if residual is not None and residual.shape != input.shape:
         raise RuntimeError(
-            f"{function}(): 'residual': expected the shape of 'input', {tuple(input.shape)}, got {tuple(residual.shape)}"
+            f"{function}(): 'residual': expected shape {tuple(input.shape)} of 'input', got {tuple(residual.shape)}"
         )
     gamma, beta = (t if t is None or t.dim() == 1 else t.reshape(input.shape[1]) for t in (weight, bias))
     return input, gamma, beta

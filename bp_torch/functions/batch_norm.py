@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .activation import activation_backward, activation_jvp, lookup
-from .function import Function, call
+from .function import Function, call, is_plain
 
 __all__ = ["AllReduceFunction", "BatchNormFunction", "NormalizeFunction", "SyncStatisticsFunction"]
 
@@ -79,7 +79,7 @@ def _pre_activation(
     """z, of a dtype that is wide."""
     if _fused(x):
         z, _, _ = aten.native_batch_norm(_wide(x), *_native(gamma, beta, mean, var), False, 0.0, eps)
-        return z if residual is None else z.add_(residual) if z.dtype == residual.dtype else z + residual
+        return _add(z, residual)
     z = (x - _channel(_wide(mean), x)) * _channel(_scale(gamma, _wide(var), eps), x)
     z = z if beta is None else z + _channel(beta, x)
     return z if residual is None else z + residual
@@ -100,19 +100,17 @@ def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 # While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
 
 
-def _fused(x: Tensor) -> bool:
+def _fused(x: Tensor, dz: Tensor | None = None) -> bool:
     return (
         x.device.type == "cpu"
-        and type(x) in (Tensor, torch.nn.Parameter)
+        and is_plain(x, dz)
         and x.numel() > 0
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and (dz is None or dz.dtype == torch.promote_types(x.dtype, torch.float32))
     )
 
 
 def _native(*parameters: Tensor | None) -> list[Tensor | None]:
-    return [None if p is None else _wide(p.detach()) for p in parameters]
+    return [None if p is None else _wide(p) for p in parameters]
 
 
 def _fused_forward(
@@ -120,40 +118,50 @@ def _fused_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, mean, var.
 
-    ATen's statistics lose digits to a large mean: with NHWC float32 data of mean 1e5 and deviation 1 the variance came out
-    at 130, and with (65536, 8) at 850. Those of x less its mean, taken by cascade summation, lose none.
+    ATen's statistics lose digits to a large mean, because it adds up rows one by one: for NHWC float32 data of mean
+    1e5 and deviation 1 its variance was 130, for (65536, 8) it was 850. What it returns is the variance about its own
+    mean m, var + (mean - m)²; a small excess is subtracted, and with a large one the statistics are those of x - mean.
     """
-    mean = x.mean(_dims(x), dtype=torch.promote_types(x.dtype, torch.float32))
-    z = x - _channel(mean, x)
-    rest, var = torch.batch_norm_update_stats(z, None, None, 0.0)
-    unused = z.new_empty(0), z.new_empty(0)
-    torch.native_batch_norm(z, *_native(gamma, beta, rest, var), False, 0.0, eps, out=(z, *unused))
-    if residual is not None:
-        z = z.add_(residual) if z.dtype == residual.dtype else z + residual
-    return z, mean.add_(rest), var
+    x = _wide(x)
+    mean = x.mean(_dims(x))
+    rough, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    excess = (mean - rough).square_()
+    if bool((excess <= 0.01 * var).all()):
+        var = var.sub_(excess)
+        z, _, _ = aten.native_batch_norm(x, *_native(gamma, beta), mean, var, False, 0.0, eps)
+    else:
+        z = x - _channel(mean, x)
+        rest, var = torch.batch_norm_update_stats(z, None, None, 0.0)
+        z, _, _ = aten.native_batch_norm(z, *_native(gamma, beta), rest, var, False, 0.0, eps)
+        mean = torch.where(mean.isfinite(), mean + rest, mean)  # an infinity stays one
+    return _add(z, residual), mean, var
+
+
+def _add(z: Tensor, residual: Tensor | None) -> Tensor:
+    """z + r, in z where it fits."""
+    if residual is None:
+        return z
+    return z.add_(residual) if z.dtype == torch.promote_types(z.dtype, residual.dtype) else z + residual
 
 
 def _fused_backward(
     ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor, training: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dγ, dβ."""
-    if gamma is None and x.dtype != mean.dtype:
-        gamma = torch.ones_like(mean)  # ATen knows a 16-bit input beside float32 statistics by its weight
     statistics = (None, None, mean, torch.rsqrt(var + ctx.eps)) if training else (mean, var, None, None)
     return aten.native_batch_norm_backward(
-        dz, x, *_native(gamma, *statistics), training, ctx.eps, list(ctx.needs_input_grad[:3])
+        dz, _wide(x), *_native(gamma, *statistics), training, ctx.eps, list(ctx.needs_input_grad[:3])
     )
 
 
-def _dz(ctx: Any, dy: Tensor, *saved: Tensor | None) -> Tensor:
-    """dy ⊙ f′(z), from y or from a z that is computed again."""
+def _dz(ctx: Any, dy: Tensor, *saved: Any) -> Tensor:
+    """dy ⊙ f′(z), from y or from a z that is computed again; wide."""
     x, gamma, beta, residual, mean, var, y = saved
+    dy = _wide(dy)
     if ctx.activation == "identity":
         return dy
-    if y is None:
-        assert x is not None and mean is not None and var is not None
-        y = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps).to(dy.dtype)
-    return activation_backward(dy, y, ctx.activation, ctx.parameters)
+    s = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps) if y is None else y
+    return activation_backward(dy, s.to(dy.dtype), ctx.activation, ctx.parameters)
 
 
 def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Tensor | None) -> None:
@@ -225,10 +233,10 @@ class BatchNormFunction(Function):
         saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
         if x is None:  # β and r alone need a gradient
             dz = None if dy is None else _dz(ctx, dy, *saved)
-            dbeta = None if dz is None or not ctx.needs_input_grad[2] else _wide(dz).sum(_dims(dz))
+            dbeta = None if dz is None or not ctx.needs_input_grad[2] else dz.sum(_dims(dz))
             return *_results(ctx, None, None, dbeta, dz), None, None, None
-        dz = torch.zeros_like(x) if dy is None else _dz(ctx, dy, *saved)
-        if _fused(x) and dz.dtype == x.dtype and dmean is None and dvar is None:
+        dz = torch.zeros_like(_wide(x)) if dy is None else _dz(ctx, dy, *saved)
+        if _fused(x, dz) and dmean is None and dvar is None:
             dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=True)
         else:
             dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, mean, var)
@@ -242,14 +250,16 @@ class BatchNormFunction(Function):
         return *_results(ctx, dx, dgamma, dbeta, dz), None, None, None
 
     @staticmethod
-    def jvp_rule(ctx: Any, tx: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def jvp_rule(
+        ctx: Any, tx: Tensor | None, tgamma: Tensor | None, tbeta: Tensor | None, tr: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, _, _, _, mean, var, _ = ctx.saved_tensors
         tmean = tvar = torch.zeros_like(mean)
         if tx is not None:
             n = _count(x)
             tmean = _wide(tx).sum(_dims(x)) / n
             tvar = 2 * ((x - _channel(mean, x)) * tx).sum(_dims(x)) / n
-        return _push(ctx, tx, *tangents[:3], tmean, tvar), tmean, tvar
+        return _push(ctx, tx, tgamma, tbeta, tr, tmean, tvar), tmean, tvar
 
 
 class NormalizeFunction(Function):
@@ -282,12 +292,12 @@ class NormalizeFunction(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
         dz = _dz(ctx, dy, *saved)
-        dx = dgamma = dbeta = dmean = dvar = None
+        dx = dgamma = dbeta = dmean = dvar = None  # type: Any
         if x is None:
-            dbeta = _wide(dz).sum(_dims(dz)) if ctx.needs_input_grad[2] else None
+            dbeta = dz.sum(_dims(dz)) if ctx.needs_input_grad[2] else None
         else:
             need_statistics = any(ctx.needs_input_grad[4:6])
-            if _fused(x) and dz.dtype == x.dtype and not need_statistics:
+            if _fused(x, dz) and not need_statistics:
                 dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=False)
             else:
                 dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, _wide(mean), _wide(var))
@@ -305,7 +315,7 @@ def _gradients(
     ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx through x alone, Σ dz x̂ and Σ dz."""
-    dbeta = _wide(dz).sum(_dims(x))
+    dbeta = dz.sum(_dims(x))
     dgamma = ((x - _channel(mean, x)) * dz).sum(_dims(x)) * torch.rsqrt(var + ctx.eps)
     return dz * _channel(_scale(gamma, var, ctx.eps), x), dgamma, dbeta
 

@@ -1,0 +1,181 @@
+"""Batch normalization: torch.nn's classes, those with an activation and a residual, and the synchronized one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import functional
+from ..functional._common import activation_arguments
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "SyncBatchNorm",
+    "SyncBatchNormAct",
+]
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    """What these classes share: which statistics are used, and which are moved by how much."""
+
+    activation: str | None = None
+    activation_parameters: Mapping[str, float] = {}
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input)
+
+    def _normalize(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            path = input.tracer.path_of_module(self)
+            if path:  # a leaf of the traced graph, as torch.nn's own modules are: the buffers move when it runs
+                others = () if residual is None else (residual,)
+                return input.tracer.create_proxy("call_module", path, (input, *others), {})
+        self._check_input_dim(input)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        momentum = self._momentum()
+        fused: dict[str, Any] = {"activation": self.activation, "activation_parameters": self.activation_parameters}
+        if self.training and self._synchronized():
+            return functional.sync_batch_norm(
+                input, *running, self.weight, self.bias, residual, momentum, self.eps,
+                process_group=self.process_group, **fused,
+            )  # fmt: skip
+        if self.activation is None and residual is None:
+            return functional.batch_norm(input, *running, self.weight, self.bias, training, momentum, self.eps)
+        return functional.batch_norm_act(
+            input, *running, self.weight, self.bias, residual, training, momentum, self.eps, **fused
+        )
+
+    def _momentum(self) -> Any:
+        """Counts the batch; how far it moves the running statistics: by 1/batches for a cumulative average."""
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return 1.0 / self.num_batches_tracked.double()
+        return 0.0 if self.momentum is None else self.momentum
+
+    def _synchronized(self) -> bool:
+        return False
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """y = γ x̂ + β over (N, C) or (N, C, L). Arguments, state_dict and repr of :class:`torch.nn.BatchNorm1d`."""
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """y = γ x̂ + β over (N, C, H, W). Arguments, state_dict and repr of :class:`torch.nn.BatchNorm2d`."""
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """y = γ x̂ + β over (N, C, D, H, W). Arguments, state_dict and repr of :class:`torch.nn.BatchNorm3d`."""
+
+
+class _Act(_BatchNorm):
+    """y = f(γ x̂ + β + residual), in one Function.
+
+    Args:
+        activation: f, a key of the activation table; None is the identity.
+        activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+
+    The other arguments are torch.nn's (``options``: its keywords, such as ``bias``), and so is the state_dict.
+    ``residual`` has the input's shape.
+
+    Raises:
+        ValueError: an unknown activation or parameter.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        activation_parameters: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        activation_arguments(type(self).__name__, activation, activation_parameters)
+        options |= {"device": device, "dtype": dtype}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        self.activation = activation
+        self.activation_parameters = dict(activation_parameters or {})
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._normalize(input, residual)
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, activation={self.activation!r}"
+        return text + (f", activation_parameters={self.activation_parameters}" if self.activation_parameters else "")
+
+
+class BatchNormAct1d(_Act, BatchNorm1d):
+    __doc__ = _Act.__doc__
+
+
+class BatchNormAct2d(_Act, BatchNorm2d):
+    __doc__ = _Act.__doc__
+
+
+class BatchNormAct3d(_Act, BatchNorm3d):
+    __doc__ = _Act.__doc__
+
+
+class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
+    """y = γ x̂ + β, in training by the statistics of all ranks' rows. It also works on the CPU, with gloo.
+
+    Arguments, state_dict and repr of :class:`torch.nn.SyncBatchNorm`. In evaluation, without a process group, and in a
+    group of one it is an ordinary batch norm. Ranks may differ in their number of rows, and a rank may have none; every
+    rank must take part in every forward and backward. The backward can be differentiated again.
+    """
+
+    def _synchronized(self) -> bool:
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        super()._check_input_dim(input)
+        self._check_non_zero_input_channels(input)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
+        """``module`` with each batch norm in it replaced by this class, on the same parameters and buffers.
+
+        One with an activation becomes :class:`SyncBatchNormAct`. If ``module`` itself is a batch norm, a new one is
+        returned.
+        """
+        output = module
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            options: dict[str, Any] = {"process_group": process_group}
+            kind: type[SyncBatchNorm] = cls
+            if isinstance(module, _Act):
+                kind = SyncBatchNormAct
+                options |= {"activation": module.activation, "activation_parameters": module.activation_parameters}
+            output = kind(
+                module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, **options
+            )
+            output.weight, output.bias = module.weight, module.bias
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                setattr(output, name, getattr(module, name))
+            output.training = module.training
+            if hasattr(module, "qconfig"):
+                output.qconfig = module.qconfig
+        for name, child in module.named_children():
+            output.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return output
+
+
+class SyncBatchNormAct(_Act, SyncBatchNorm):
+    """:class:`SyncBatchNorm` with an activation and a residual: y = f(γ x̂ + β + residual)."""
