@@ -28,7 +28,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         RuntimeError: shapes that do not fit, or different dtypes or devices.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)  # type: ignore[arg-type]
+        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
     check_tensor("linear", input=input, weight=weight, bias=bias)
     x, W, b = lower_precision(input, weight, bias)
     _check_shapes("linear", x, W, b)
@@ -66,7 +66,7 @@ def dense(
     """
     if has_torch_function_variadic(input, weight, bias, residual):
         return handle_torch_function(
-            dense, (input, weight, bias, residual), input, weight, bias=bias, residual=residual,  # type: ignore[arg-type]
+            dense, (input, weight, bias, residual), input, weight, bias=bias, residual=residual,
             activation=activation, activation_parameters=activation_parameters, p=p, training=training,
             generator=generator,
         )  # fmt: skip

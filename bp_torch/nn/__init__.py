@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     # To a type checker a class of ours is its parent of the same name, whose interface it has.
     from torch.nn import *  # noqa: F403
 
-from .. import functional as functional  # type: ignore[no-redef]
+from .. import functional as functional
 from . import activation as _activation
 from . import batch_norm as _batch_norm
 from . import dense as _dense
@@ -20,15 +20,15 @@ from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
-from .activation import *  # type: ignore[assignment]  # noqa: F403
-from .batch_norm import *  # type: ignore[assignment]  # noqa: F403
-from .dense import *  # type: ignore[assignment]  # noqa: F403
-from .dropout import *  # type: ignore[assignment]  # noqa: F403
-from .loss import *  # type: ignore[assignment]  # noqa: F403
-from .mlp import *  # type: ignore[assignment]  # noqa: F403
-from .penalty import *  # type: ignore[assignment]  # noqa: F403
-from .residual import *  # type: ignore[assignment]  # noqa: F403
-from .softmax import *  # type: ignore[assignment]  # noqa: F403
+from .activation import *  # noqa: F403
+from .batch_norm import *  # noqa: F403
+from .dense import *  # noqa: F403
+from .dropout import *  # noqa: F403
+from .loss import *  # noqa: F403
+from .mlp import *  # noqa: F403
+from .penalty import *  # noqa: F403
+from .residual import *  # noqa: F403
+from .softmax import *  # noqa: F403
 
 _MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _residual, _softmax)
 _OURS = [name for module in _MODULES for name in module.__all__]
