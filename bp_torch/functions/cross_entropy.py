@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .function import Function
-from .loss import fast_on_cpu, reduce, spread, wide
+from .loss import NARROW, fast_on_cpu, reduce, spread, wide
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
 
@@ -32,6 +32,7 @@ aten = torch.ops.aten
 
 CHUNK = 2**17
 """Elements of x that one step of a fast path takes: their temporaries stay in a core's cache."""
+KINDS = {"none": 0, "mean": 1, "sum": 2}
 SMALL = 2**14
 """Up to so many logits, the number of operators matters more than the passes over memory."""
 
@@ -93,7 +94,7 @@ class CrossEntropyFunction(Function):
         x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         c, fast = class_dim(x), fast_on_cpu(x, t, w)
-        if fast and smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL:
+        if fast and _is_small(x, smoothing):
             return _small(x, t, w, ignore_index, reduction)
         counts, index = _counted(t, ignore_index, c)
         _check_range(index, x.shape[c])
@@ -118,6 +119,8 @@ class CrossEntropyFunction(Function):
     def backward(ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:
         x, t, w, total, m, r = ctx.saved_tensors
         c = class_dim(x)
+        if dloss is not None and dr is None and _is_small(x, ctx.smoothing) and fast_on_cpu(x, t, w, dloss):
+            return _small_backward(dloss, x, t, w, total, m, r, ctx.ignore_index, ctx.reduction), *(None,) * 5
         counts, index = _counted(t, ctx.ignore_index, c)
         one = torch.ones((), dtype=r.dtype, device=r.device)
         share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
@@ -215,17 +218,35 @@ def _backward_in_chunks(
     return dx
 
 
+def _is_small(x: Tensor, smoothing: float) -> bool:
+    return smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL
+
+
 def _small(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, ...]:
     """Few logits: ATen's kernel picks, weighs, ignores, reduces and checks the range in one call."""
     c, m = class_dim(x), _shift(x)
     u = torch.sub(x, m)
     r = u.exp().sum(c, keepdim=True).log_()
-    kind = {"none": 0, "mean": 1, "sum": 2}[reduction]
     weight = None if w is None else wide(w)
-    loss, total = aten.nll_loss_forward.default(u.sub_(r), t, weight, kind, ignore_index)
-    if kind != 1:
-        total = torch.zeros((), dtype=r.dtype)
+    loss, total = aten.nll_loss_forward.default(u.sub_(r), t, weight, KINDS[reduction], ignore_index)
     return loss.to(x.dtype), total, m, r
+
+
+def _small_backward(
+    dloss: Tensor,
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    total: Tensor,
+    m: Tensor,
+    r: Tensor,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    log_p = torch.sub(x, m).sub_(r)
+    weight = None if w is None else wide(w)
+    d = aten.nll_loss_backward.default(wide(dloss), log_p, t, weight, KINDS[reduction], ignore_index, total)
+    return aten._log_softmax_backward_data.default(d, log_p, class_dim(x), log_p.dtype).to(x.dtype)
 
 
 class CrossEntropyProbabilitiesFunction(Function):
@@ -238,10 +259,15 @@ class CrossEntropyProbabilitiesFunction(Function):
     def forward(
         x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, reduction: str, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        c, m = class_dim(x), _shift(x)
-        u = wide(x) - m
-        r = u.exp().sum(c, keepdim=True).log()
-        L = (_k(q, w, smoothing) * (r - u)).sum(c)
+        c = class_dim(x)
+        rows = [slice(None)] if not fast_on_cpu(x, q, w) else _slices(x)
+        parts = []
+        for i in rows:
+            m = _shift(x[i])
+            u = wide(x[i]) - m
+            r = u.exp().sum(c, keepdim=True).log()
+            parts.append((m, r, (_k(q[i], w, smoothing) * (r - u)).sum(c)))
+        m, r, L = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
         return reduce(L, reduction, _positions(x)).to(dtype), m, r
 
     @staticmethod
@@ -257,12 +283,15 @@ class CrossEntropyProbabilitiesFunction(Function):
         x, q, w, m, r = ctx.saved_tensors
         need_x, need_q, need_w = ctx.needs_input_grad[:3]
         c, dx, dq, dw = class_dim(x), None, None, None
+        if dloss is not None:
+            dL = spread(wide(dloss), ctx.reduction, _positions(x))
+            dL = dL.unsqueeze(c) if ctx.reduction == "none" else dL
+            if need_x and dr is None and not need_q and not need_w and fast_on_cpu(x, q, w, dloss):
+                return _probabilities_backward_in_chunks(x, q, w, m, r, dL, ctx.smoothing), *(None,) * 5
         minus_log_p = r - (wide(x) - m)
         if dr is not None and need_x:
             dx = dr * (-minus_log_p).exp()
         if dloss is not None:
-            dL = spread(wide(dloss), ctx.reduction, _positions(x))
-            dL = dL.unsqueeze(c) if ctx.reduction == "none" else dL
             if need_x:
                 k = _k(q, w, ctx.smoothing)
                 dk = dL * (k.sum(c, keepdim=True) * (-minus_log_p).exp() - k)
@@ -297,6 +326,18 @@ class CrossEntropyProbabilitiesFunction(Function):
         return reduce(tL.sum(c), ctx.reduction, _positions(x)).to(ctx.dtype), torch.zeros_like(m), tr
 
 
+def _probabilities_backward_in_chunks(
+    x: Tensor, q: Tensor, w: Tensor | None, m: Tensor, r: Tensor, dL: Tensor, smoothing: float
+) -> Tensor:
+    """dx = dL (S p - k), writing dx once."""
+    c, dx = class_dim(x), torch.empty_like(x)
+    for i in _slices(x):
+        k, d = _k(q[i], w, smoothing), torch.sub(x[i], m[i]).exp_()
+        d.mul_(k.sum(c, keepdim=True) * (-r[i]).exp()).sub_(k)
+        dx[i] = d.mul_(dL[i] if dL.dim() > 0 else dL)
+    return dx
+
+
 def _k(q: Tensor, w: Tensor | None, smoothing: float) -> Tensor:
     """The weights k_c, in float32 or wider."""
     k = wide(q)
@@ -318,6 +359,9 @@ class NLLLossFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor]:
         c = class_dim(x)
+        if x.dim() <= 2 and x.dtype not in NARROW and fast_on_cpu(x, t, w):
+            loss, total = aten.nll_loss_forward.default(x, t, w, KINDS[reduction], ignore_index)
+            return loss, total
         counts, index = _counted(t, ignore_index, c)
         _check_range(index, x.shape[c])
         picked = wide(x.gather(c, index)).squeeze(c)
@@ -340,11 +384,16 @@ class NLLLossFunction(Function):
             return None, None, None, None, None
         t, w, total = ctx.saved_tensors
         c = 0 if len(ctx.shape) == 1 else 1
+        fast = fast_on_cpu(t, w, dloss)
+        if fast and len(ctx.shape) <= 2 and ctx.dtype == total.dtype:
+            x = torch.empty(ctx.shape, dtype=ctx.dtype)  # tells the shape
+            kind = KINDS[ctx.reduction]
+            return aten.nll_loss_backward.default(dloss, x, t, w, kind, ctx.ignore_index, total), *(None,) * 4
         counts, index = _counted(t, ctx.ignore_index, c)
         one = torch.ones((), dtype=total.dtype, device=total.device)
         share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
         k_t = (_weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)).unsqueeze(c)
-        if fast_on_cpu(t, w, dloss):
+        if fast:
             dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(c, index, -k_t.to(ctx.dtype))
         else:
             dx = torch.where(_one_hot(ctx.shape, c, index), -k_t, 0.0).to(ctx.dtype)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .function import Function
+from .function import Function, is_plain
 
 __all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
 
+NARROW = (torch.bfloat16, torch.float16)
 CHUNK = 2**16
 """Elements that one step of a fast path takes: their temporaries stay in a core's cache."""
 
@@ -38,22 +39,30 @@ class Error:
     drho: Callable[[Tensor, float], Tensor]
     formula: str
     source: str
+    native: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    """ATen's kernel of Σ ρ(x - t), of (x, t, parameter)."""
+    native_backward: Callable[[Tensor, Tensor, Tensor, float, Tensor], Tensor] | None = None
+    """ATen's kernel of dR ρ′(x - t), of (dR, x, t, parameter, where to write it)."""
 
 
 def _smooth_l1(e: Tensor, beta: float) -> Tensor:
-    a = e.abs()
-    return torch.where(a < beta, 0.5 * e * e / beta, a - 0.5 * beta)
+    c = (e / beta).clamp(-1, 1)
+    return c * (e - 0.5 * beta * c)
 
 
 def _huber(e: Tensor, delta: float) -> Tensor:
-    a = e.abs()
-    return torch.where(a <= delta, 0.5 * e * e, delta * (a - 0.5 * delta))
+    c = e.clamp(-delta, delta)
+    return c * (e - 0.5 * c)
 
+
+aten, SUM = torch.ops.aten, 2  # SUM: ATen's number for the reduction
 
 ERRORS: dict[str, Error] = {
     "mse": Error(
         rho=lambda e, _: e * e, drho=lambda e, _: 2 * e,
         formula="e²", source="torch.nn.MSELoss",
+        native=lambda x, t, _: aten.mse_loss.default(x, t, SUM),
+        native_backward=lambda g, x, t, _, dx: aten.mse_loss_backward.grad_input(g, x, t, SUM, grad_input=dx),
     ),
     "l1": Error(
         rho=lambda e, _: e.abs(), drho=lambda e, _: torch.sign(e),
@@ -62,27 +71,31 @@ ERRORS: dict[str, Error] = {
     "smooth_l1": Error(
         rho=_smooth_l1, drho=lambda e, beta: (e / beta).clamp(-1, 1),
         formula="e²/(2β) if |e| < β else |e| - β/2", source="torch.nn.SmoothL1Loss; Girshick 2015, arXiv:1504.08083",
+        native=lambda x, t, beta: aten.smooth_l1_loss.default(x, t, SUM, beta),
+        native_backward=lambda g, x, t, beta, dx: aten.smooth_l1_loss_backward.grad_input(
+            g, x, t, SUM, beta, grad_input=dx
+        ),
     ),
     "huber": Error(
         rho=_huber, drho=lambda e, delta: e.clamp(-delta, delta),
         formula="e²/2 if |e| ≤ δ else δ (|e| - δ/2)", source="torch.nn.HuberLoss; Huber 1964",
+        native=lambda x, t, delta: aten.huber_loss.default(x, t, SUM, delta),
+        native_backward=lambda g, x, t, delta, dx: aten.huber_loss_backward.out(g, x, t, SUM, delta, grad_input=dx),
     ),
 }  # fmt: skip
 
 
 def wide(t: Tensor) -> Tensor:
     """16-bit tensors in float32, in which the formulas are evaluated."""
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+    return t.float() if t.dtype in NARROW else t
 
 
 def fast_on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether these may go through ``out=`` and in-place operators: ordinary CPU tensors, and nobody watching."""
+    """Whether these may go through ``out=`` and in-place operators: plain CPU tensors without tangents."""
     return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu") for t in tensors)
+        is_plain(*tensors)
+        and forward_ad._current_level < 0  # forward over reverse: a backward that records no graph carries tangents
+        and all(t is None or t.device.type == "cpu" for t in tensors)
     )
 
 
@@ -100,10 +113,6 @@ def spread(dloss: Tensor, reduction: str, total: Tensor | float) -> Tensor:
     return dloss / total if reduction.endswith("mean") else dloss
 
 
-def _sum_to(t: Tensor, like: Tensor) -> Tensor:
-    return t.sum_to_size(like.shape).to(like.dtype)
-
-
 class ErrorLossFunction(Function):
     """loss = R(w ⊙ ρ(x - t)).
 
@@ -114,18 +123,25 @@ class ErrorLossFunction(Function):
     def forward(
         x: Tensor, t: Tensor, w: Tensor | None, error: str, parameter: float, reduction: str, dtype: torch.dtype
     ) -> Tensor:
-        rho = ERRORS[error].rho
+        row = ERRORS[error]
         if w is None and reduction != "none" and _in_chunks(x, t):
-            L = torch.stack([rho(wide(a) - wide(b), parameter).sum() for a, b in _chunks(x, t)]).sum()
+            native = row.native if x.dtype == t.dtype and x.dtype not in NARROW else None
+            L = torch.stack(
+                [
+                    row.rho(wide(a) - wide(b), parameter).sum() if native is None else native(a, b, parameter)
+                    for a, b in _chunks(x, t)
+                ]
+            ).sum()
             return (L / x.numel() if reduction == "mean" else L).to(dtype)
-        L = rho(wide(x) - wide(t), parameter)
+        L = row.rho(wide(x) - wide(t), parameter)
         if w is not None:
-            L = L * w
-        return reduce(L, reduction, wide(w).sum() if w is not None and reduction == "weighted mean" else None).to(dtype)
+            L = L * wide(w)
+        return reduce(L, reduction, _total(reduction, x, w)).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, t, w, ctx.error, ctx.parameter, ctx.reduction, ctx.dtype = inputs
+        ctx.w_dtype = None if w is None else w.dtype
         needs = any(ctx.needs_input_grad[:3])
         ctx.save_for_backward(x if needs else None, t if needs else None, w if needs else None)
         ctx.save_for_forward(x, t, w)
@@ -133,6 +149,7 @@ class ErrorLossFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w = ctx.saved_tensors
+        w = None if w is None else wide(w)
         need_x, need_t, need_w = ctx.needs_input_grad[:3]
         row, total = ERRORS[ctx.error], _total(ctx.reduction, x, w)
         dR = spread(wide(dloss), ctx.reduction, total)
@@ -140,26 +157,31 @@ class ErrorLossFunction(Function):
         if need_x or need_t:
             if w is None and ctx.reduction != "none" and _in_chunks(x, t, dloss):
                 dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
+                native = row.native_backward if x.dtype == t.dtype == dR.dtype else None
                 for a, b, d in _chunks(x, t, dx):
-                    torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
+                    if native is None:
+                        torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
+                    else:
+                        native(dR, a, b, ctx.parameter, d)
             else:
                 dx = row.drho(wide(x) - wide(t), ctx.parameter) * (dR if w is None else dR * w)
         if need_w:
             L = row.rho(wide(x) - wide(t), ctx.parameter)
+            dw = (L * dR).sum_to_size(w.shape)
             if ctx.reduction == "weighted mean":
                 # Σw depends on w too: ∂(Σ w L/Σw)/∂w = (L - loss)/Σw. Σw counts each w once, however it broadcasts.
-                dw = _sum_to(L * dR, w) - ((L * w).sum() / total * dR).to(w.dtype)
-            else:
-                dw = _sum_to(L * dR, w)
+                dw = dw - (L * w).sum() / total * dR
         return (
             dx.to(x.dtype) if need_x and dx is not None else None,
             (-dx).to(t.dtype) if need_t and dx is not None else None,
-            dw, None, None, None, None,
+            None if dw is None else dw.to(ctx.w_dtype),
+            None, None, None, None,
         )  # fmt: skip
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, tw: Tensor | None, *rest: None) -> Tensor:
         x, t, w = ctx.saved_tensors
+        w = None if w is None else wide(w)
         e, row, total = wide(x) - wide(t), ERRORS[ctx.error], _total(ctx.reduction, x, w)
         te = torch.zeros_like(e)
         te = te if tx is None else te + tx
@@ -196,14 +218,18 @@ class BCEWithLogitsFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Tensor:
-        x, t, dtype = wide(x), wide(t), t.dtype
-        s = torch.nn.functional.logsigmoid(x)  # = -log(1 + exp(-x))
-        L = (1 - t) * x - s * _lambda(t, pi)
+        dtype = t.dtype
+        if w is None and pi is None and reduction != "none" and _in_chunks(x, t):
+            L = torch.stack([_bce(wide(a), wide(b), None).sum() for a, b in _chunks(x, t)]).sum()
+            return (L / x.numel() if reduction == "mean" else L).to(dtype)
+        x, t, w, pi = _all_wide(x, t, w, pi)
+        L = _bce(x, t, pi)
         return reduce(L if w is None else L * w, reduction).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, t, w, pi, ctx.reduction = inputs
+        ctx.dtypes = x.dtype, t.dtype
         needs = any(ctx.needs_input_grad[:2])
         saved = (x, t, w, pi) if needs else (None,) * 4
         ctx.save_for_backward(*saved)
@@ -213,27 +239,44 @@ class BCEWithLogitsFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w, pi = ctx.saved_tensors
         need_x, need_t = ctx.needs_input_grad[:2]
+        if need_x and not need_t and w is None and pi is None and ctx.reduction != "none" and _in_chunks(x, t, dloss):
+            dR = spread(wide(dloss), ctx.reduction, float(x.numel()))
+            dx = torch.empty_like(x)
+            for a, b, d in _chunks(x, t, dx):
+                torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
+            return dx, None, None, None, None
+        x, t, w, pi = _all_wide(x, t, w, pi)
         dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
         dR = dR if w is None else dR * w
-        dx = (dR * _bce_dx(wide(x), wide(t), pi)).to(x.dtype) if need_x else None
-        dt = (dR * _bce_dt(wide(x), pi)).to(t.dtype) if need_t else None
+        dx = (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None
+        dt = (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None
         return dx, dt, None, None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, *_: None) -> Tensor:
-        x, t, w, pi = ctx.saved_tensors
-        tL = torch.zeros_like(wide(x))
-        tL = tL if tx is None else tL + _bce_dx(wide(x), wide(t), pi) * tx
-        tL = tL if tt is None else tL + _bce_dt(wide(x), pi) * tt
-        return reduce(tL if w is None else tL * w, ctx.reduction).to(t.dtype)
+        x, t, w, pi = _all_wide(*ctx.saved_tensors)
+        tL = torch.zeros_like(x)
+        tL = tL if tx is None else tL + _bce_dx(x, t, pi) * tx
+        tL = tL if tt is None else tL + _bce_dt(x, pi) * tt
+        return reduce(tL if w is None else tL * w, ctx.reduction).to(ctx.dtypes[1])
 
 
-def _lambda(t: Tensor, pi: Tensor | None) -> Tensor | float:
-    return 1.0 if pi is None else 1 + (pi - 1) * t
+def _all_wide(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if t is None else wide(t) for t in tensors)
+
+
+def _bce(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
+    s = torch.nn.functional.logsigmoid(x)  # = -log(1 + exp(-x))
+    return (1 - t) * x - (s if pi is None else s * _lambda(t, pi))
+
+
+def _lambda(t: Tensor, pi: Tensor) -> Tensor:
+    return 1 + (pi - 1) * t
 
 
 def _bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
-    return (1 - t) - _lambda(t, pi) * torch.sigmoid(-x)
+    s = torch.sigmoid(-x)
+    return (1 - t) - (s if pi is None else s * _lambda(t, pi))
 
 
 def _bce_dt(x: Tensor, pi: Tensor | None) -> Tensor:
