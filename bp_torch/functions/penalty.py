@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .function import Function
+from .function import Function, is_plain
 
 __all__ = ["PenaltyFunction"]
 
@@ -28,12 +28,19 @@ def _dtypes(parameters: tuple[Tensor, ...]) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.promote_types(dtype, torch.float32)
 
 
-def _slope(w: Tensor, l1: float, l2: float) -> Tensor:
-    """λ₁ sign(w) + 2 λ₂ w, in float32 for 16-bit w."""
-    w = w.to(torch.promote_types(w.dtype, torch.float32))
-    if l2 == 0:
-        return l1 * torch.sgn(w)
-    return 2 * l2 * w if l1 == 0 else l1 * torch.sgn(w) + 2 * l2 * w
+def _wide(w: Tensor) -> Tensor:
+    return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _slope(w: Tensor, l1: float, l2: float, dR: Tensor) -> Tensor:
+    """(λ₁ sign(w) + 2 λ₂ w) dR."""
+    if l1 == 0:
+        return w * (2 * l2 * dR)
+    if is_plain(w, dR):
+        dw = torch.sgn(w).mul_(l1 * dR)
+        return dw if l2 == 0 else dw.addcmul_(w, 2 * l2 * dR)
+    dw = torch.sgn(w) * (l1 * dR)
+    return dw if l2 == 0 else dw + w * (2 * l2 * dR)
 
 
 class PenaltyFunction(Function):
@@ -48,9 +55,9 @@ class PenaltyFunction(Function):
         total = parameters[0].new_zeros((), dtype=wide)
         for w in parameters:
             if l1 != 0:
-                total = total + l1 * torch.linalg.vector_norm(w, 1, dtype=torch.promote_types(w.dtype, torch.float32))
+                total = total + l1 * w.abs().sum(dtype=torch.promote_types(w.dtype, torch.float32))
             if l2 != 0:
-                v = w.reshape(w.numel()).to(torch.promote_types(w.dtype, torch.float32))
+                v = _wide(w).reshape(w.numel())
                 total = total + l2 * torch.dot(v, v)
         return total.to(dtype)
 
@@ -64,16 +71,16 @@ class PenaltyFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, dR: Tensor) -> tuple[Tensor | None, ...]:
-        dws = []
-        for w in ctx.saved_tensors:
-            dws.append(None if w is None else (_slope(w, ctx.l1, ctx.l2) * dR).to(w.dtype))
+        dR = _wide(dR)
+        dws = (None if w is None else _slope(_wide(w), ctx.l1, ctx.l2, dR).to(w.dtype) for w in ctx.saved_tensors)
         return None, None, *dws
 
     @staticmethod
     def jvp_rule(ctx: Any, _l1: None, _l2: None, *tangents: Tensor | None) -> Tensor:
         dtype, wide = _dtypes(ctx.saved_tensors)
         total = ctx.saved_tensors[0].new_zeros((), dtype=wide)
+        one = total.new_ones(())
         for w, t in zip(ctx.saved_tensors, tangents, strict=True):
             if t is not None:
-                total = total + (_slope(w, ctx.l1, ctx.l2) * t).sum()
+                total = total + (_slope(_wide(w), ctx.l1, ctx.l2, one) * t).sum()
         return total.to(dtype)

@@ -12,22 +12,9 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
+from .batch_norm import BatchNormAct1d
 from .dense import Dense, Linear
 from .residual import Residual
-
-try:
-    from .batch_norm import BatchNormAct1d
-except ImportError:  # until batch_norm.py is there
-
-    class BatchNormAct1d(torch.nn.BatchNorm1d):  # type: ignore[no-redef]
-        def __init__(self, *args: Any, activation: str | None, activation_parameters: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.f = activation, activation_parameters
-
-        def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-            y = super().forward(input)
-            return functional.activation(y if residual is None else y + residual, *self.f)
-
 
 __all__ = ["MLP"]
 
