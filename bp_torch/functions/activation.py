@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .function import Function, call, is_plain
 
-__all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "activation_jvp", "lookup"]
+__all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "lookup"]
 
 aten = torch.ops.aten
 
@@ -379,44 +379,50 @@ class ActivationFunction(Function):
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (s,) = ctx.saved_tensors
-        return activation_jvp(dx, s, ctx.name, ctx.parameters)
+        return activation_backward(dx, s, ctx.name, ctx.parameters)
 
 
-class ActivationDerivative(Function):
-    """d = f′(x), from the saved tensor s.
+class ActivationBackwardFunction(Function):
+    """dx = dy ⊙ f′(x), from the saved tensor s.
 
-    Backward: ds = g ⊙ ddf(s), which for s = x is g ⊙ f″(x).
+    Backward: d(dy) = g ⊙ f′(x); ds = g ⊙ dy ⊙ ddf(s), which for s = x is g ⊙ dy ⊙ f″(x).
     """
 
     @staticmethod
-    def forward(s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-        return lookup(name, parameters).df(_wide(s), *parameters)
+    def forward(dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+        row = lookup(name, parameters)
+        if row.native is not None and is_plain(dy, s):
+            return row.native(dy, s, *parameters)
+        return (dy * row.df(_wide(s), *parameters)).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        s, ctx.name, ctx.parameters = inputs
-        ctx.save_for_backward(s)
-        ctx.save_for_forward(s)
+        dy, s, ctx.name, ctx.parameters = inputs
+        ctx.save_for_backward(dy, s)
+        ctx.save_for_forward(dy, s)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (s,) = ctx.saved_tensors
-        return (g * lookup(ctx.name, ctx.parameters).ddf(_wide(s), *ctx.parameters)).to(s.dtype), None, None
+        dy, s = ctx.saved_tensors
+        need_dy, need_s = ctx.needs_input_grad[:2]
+        ddy = activation_backward(g, s, ctx.name, ctx.parameters) if need_dy else None
+        ds = _curvature(g, dy, s, ctx.name, ctx.parameters) if need_s else None
+        return ddy, ds, None, None
 
     @staticmethod
-    def jvp_rule(ctx: Any, ds: Tensor, *_: None) -> Tensor:
-        (s,) = ctx.saved_tensors
-        return ds * lookup(ctx.name, ctx.parameters).ddf(_wide(s), *ctx.parameters)
+    def jvp_rule(ctx: Any, tdy: Tensor | None, ts: Tensor | None, *_: None) -> Tensor:
+        dy, s = ctx.saved_tensors
+        t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, ctx.name, ctx.parameters)
+        return t if ts is None else t + _curvature(ts, dy, s, ctx.name, ctx.parameters)
+
+
+def _curvature(g: Tensor, dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+    """g ⊙ dy ⊙ ddf(s)."""
+    return (g * dy * lookup(name, parameters).ddf(_wide(s), *parameters)).to(s.dtype)
 
 
 def activation_backward(dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-    """dy ⊙ f′(x), from what the row saves."""
-    native = lookup(name, parameters).native
-    if native is not None and not torch.is_grad_enabled():
-        return native(dy, s, *parameters)
-    return activation_jvp(dy, s, name, parameters)
-
-
-def activation_jvp(dx: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-    """f′(x) ⊙ dx, by the formula: f′ is diagonal, so that the pushforward is the pullback."""
-    return (dx * call(ActivationDerivative, s, name, parameters)).to(dx.dtype)
+    """dy ⊙ f′(x), from what the row saves. f′ is diagonal, so that this is the pushforward as well as the pullback."""
+    if is_plain(dy, s):
+        return ActivationBackwardFunction.forward(dy, s, name, parameters)
+    return call(ActivationBackwardFunction, dy, s, name, parameters)

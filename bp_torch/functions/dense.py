@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import activation_backward, activation_jvp, lookup
+from .activation import activation_backward, lookup
 from .dropout import drop, dropout_scale
 from .function import Function
 
@@ -95,7 +95,7 @@ class DenseFunction(Function):
         tz = tz if tx is None else tz + tx @ W.mT
         tz = tz if tW is None else tz + x @ tW.mT
         tz = tz if tb is None else tz + tb
-        ta = tz if ctx.activation == "identity" else activation_jvp(tz, s, ctx.activation, ctx.parameters)
+        ta = tz if ctx.activation == "identity" else activation_backward(tz, s, ctx.activation, ctx.parameters)
         ty = ta * dropout_scale(ctx.p) if ctx.gated else drop(ta, mask, ctx.p)
         ty = ty if tr is None else ty + tr
         return (ty, tz) if ctx.saved == "z" else (ty, ta) if ctx.saved == "a" else ty

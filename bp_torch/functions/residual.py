@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import activation_backward, activation_jvp, lookup
+from .activation import activation_backward, lookup
 from .dropout import drop
 from .function import Function, is_plain
 
@@ -88,5 +88,5 @@ class ResidualFunction(Function):
         tz = tz.to(torch.promote_types(*ctx.dtypes))
         if s is None:
             return tz
-        ty = activation_jvp(tz, s, ctx.activation, ctx.parameters)
+        ty = activation_backward(tz, s, ctx.activation, ctx.parameters)
         return (ty, tz) if _saved(ctx.activation, ctx.parameters) == "z" else ty

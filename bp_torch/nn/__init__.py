@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     # To a type checker a class of ours is its parent of the same name, whose interface it has.
     from torch.nn import *  # noqa: F403
 
-from .. import functional as functional
+from .. import functional as functional  # type: ignore[no-redef]
 from . import activation as _activation
 from . import batch_norm as _batch_norm
 from . import dense as _dense
