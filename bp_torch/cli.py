@@ -57,3 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def fail(message: str) -> int:
     print(f"bp-torch: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

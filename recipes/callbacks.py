@@ -1,0 +1,198 @@
+"""Callbacks for any Lightning Trainer. Files go under the trainer's `default_root_dir`, the folder of the run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from . import ConfigError
+from .data import derive_seed
+
+
+def replace_file(path: Path, write: Any) -> None:
+    """Write a file so that, whenever the process dies, `path` holds either the old contents or the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are never half written. (Lightning's own pass through the system's temporary folder, and moving
+    a file from another disk is a copy.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        replace_file(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+class EpochSeeds(Callback):
+    """Reseed torch, NumPy and Python at each epoch from (seed, epoch), so that dropout masks survive a resume.
+
+    The seed is the one last given to `torch.manual_seed`, or the checkpoint's.
+    """
+
+    seed: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.seed is not None
+        seed = derive_seed(self.seed, trainer.current_epoch, 1)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  the global generator is what other people's code draws from
+        random.seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = state_dict["seed"]
+
+
+class GradientNorms(Callback):
+    """Log ‖∂loss/∂(parameters of the layer)‖₂, the mean over an epoch's steps, as `grad_norm/<layer>`.
+
+    A layer is a module that holds parameters itself. The norm is taken after unscaling and before clipping.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps = 0
+        self.totals: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.steps += 1
+        for name, layer in pl_module.named_modules():
+            gradients = [p.grad for p in layer.parameters(recurse=False) if p.grad is not None]
+            if gradients:
+                self.totals[name] = self.totals.get(name, 0.0) + torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.steps:
+            pl_module.log_dict({f"grad_norm/{name}": total / self.steps for name, total in self.totals.items()})
+
+
+class History(Callback):
+    """Keep every logged number of every epoch, with the learning rate and the seconds that the epoch took.
+
+    The rows travel in the checkpoint, so a resumed run has the epochs before the kill. They are also written, after
+    each epoch, to `metrics.csv` in the folder of the run.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("lr", self.learning_rate)
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        self.rows.append(row | metrics | {"seconds": time.monotonic() - self.started})
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            replace_file(Path(trainer.default_root_dir) / "metrics.csv", self._write)
+
+    def _write(self, file: Any) -> None:
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(dict.fromkeys(name for row in self.rows for name in row)))
+        table.writeheader()
+        table.writerows(self.rows)
+        file.write(text.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+def require_metric(trainer: Trainer, key: str, name: str) -> None:
+    if name not in trainer.callback_metrics:
+        known = ", ".join(sorted(trainer.callback_metrics))
+        raise ConfigError(f"{key}: no metric is called {name!r}; there are {known}")
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Lightning's, except that a run which had already stopped does not train on when it is resumed."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        running = EarlyStoppingReason.NOT_STOPPED.value
+        if state.get("stopping_reason", running) != running:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require_metric(trainer, "early_stopping.monitor", self.monitor)
+        super().on_train_epoch_end(trainer, pl_module)
+
+
+class Checkpoints(Checkpoint):
+    """After each epoch write `checkpoints/last.ckpt`; when `monitor` improved, `checkpoints/best.ckpt` before it.
+
+    An epoch is the unit: a run that is killed loses the epoch under way, and no more. `last` names the best score so
+    far, so it is written second: a kill between the two is repaired when the epoch is run again.
+    """
+
+    def __init__(self, monitor: str = "val_loss", mode: str = "min") -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        self.monitor, self.mode = monitor, mode
+        self.best_score = float("inf") if mode == "min" else float("-inf")
+        self.best_epoch = 0
+        self.best_model_path = self.last_model_path = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.best_model_path, self.last_model_path = str(folder / "best.ckpt"), str(folder / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        require_metric(trainer, "checkpoints.monitor", self.monitor)
+        score = float(trainer.callback_metrics[self.monitor])
+        if score < self.best_score if self.mode == "min" else score > self.best_score:
+            self.best_score, self.best_epoch = score, trainer.current_epoch + 1
+            trainer.save_checkpoint(self.best_model_path, weights_only=False)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+
+def stop_reason(trainer: Trainer) -> str:
+    """Why training ended, in words."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LightningEarlyStopping):
+            if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                return f"{callback.monitor} had not improved for {callback.wait_count} epochs"
+            if callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+                return str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop.")
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return f"max_steps = {trainer.max_steps} reached"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return f"max_epochs = {trainer.max_epochs} reached"
+    return "the trainer's time limit was reached" if trainer.should_stop else "training was interrupted"

@@ -1,0 +1,119 @@
+"""The figures of a report, one function each, from plain numbers to a matplotlib Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+Rows = Sequence[dict[str, float]]
+TRAIN, VAL, TEST = "tab:blue", "tab:orange", "tab:green"
+
+
+def _axes(figure: Figure, position: tuple[int, int, int], title: str, xlabel: str, ylabel: str) -> Axes:
+    axes = figure.add_subplot(*position)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _over_epochs(figure: Figure, position: tuple[int, int, int], title: str, ylabel: str) -> Axes:
+    axes = _axes(figure, position, title, "epoch", ylabel)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return axes
+
+
+def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
+    """Loss (log scale) and accuracy of the training and validation splits, with the test result at the best epoch."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for place, metric, ylabel in ((1, "loss", "cross-entropy (nats)"), (2, "accuracy", "accuracy")):
+        axes = _over_epochs(figure, (1, 2, place), metric.capitalize(), ylabel)
+        axes.plot(
+            epochs, [row[f"train_{metric}"] for row in rows], color=TRAIN, label="training (augmented, dropout on)"
+        )
+        axes.plot(epochs, [row[f"val_{metric}"] for row in rows], color=VAL, label="validation")
+        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
+        value = test[metric]
+        text = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+        axes.plot(best_epoch, value, "*", color=TEST, markersize=12, label=f"test: {text}", zorder=3)
+        axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].set_yscale("log")
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    lowest = float(np.quantile([row["val_accuracy"] for row in rows] + [row["train_accuracy"] for row in rows], 0.05))
+    figure.axes[1].set_ylim(bottom=max(0.0, lowest - 0.02), top=1.005)
+    return figure
+
+
+def learning_rate(rows: Rows) -> Figure:
+    """The learning rate that each epoch ended with."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = _over_epochs(figure, (1, 1, 1), "Learning rate", "learning rate of the epoch's last step")
+    axes.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=TRAIN)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def gradient_norms(rows: Rows) -> Figure:
+    """Gradient norm by layer, from the first layer (dark) to the last (bright); normalization layers are dashed."""
+    names = [name for name in rows[0] if name.startswith("grad_norm/")]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = _over_epochs(figure, (1, 1, 1), "Gradient norm by layer", "‖∂loss/∂parameters‖₂, mean over the epoch")
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(names)))
+    for name, colour in zip(names, colours, strict=True):
+        label = name.removeprefix("grad_norm/").removeprefix("network.")
+        style = "--" if "norm" in label else "-"
+        axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], style, color=colour, label=label)
+    axes.set_yscale("log")
+    axes.legend(title="first layer to last", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts of (true class, predicted class); mistakes in red, coloured by their share of the true class."""
+    n = len(classes)
+    side = max(4.5, 0.5 * n + 1.5)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    right = int(np.trace(counts))
+    axes = _axes(
+        figure, (1, 1, 1), f"Confusion on the test split: {right} of {counts.sum()} right", "predicted", "true"
+    )
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        colour = ("white" if share[i, j] > 0.5 else "black") if i == j else "crimson"
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, weight=None if i == j else "bold")
+    axes.set_xticks(range(n), classes)
+    axes.set_yticks(range(n), classes)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1.0))
+    return figure
+
+
+def misclassified(images: np.ndarray, captions: Sequence[str], shown: int = 24) -> Figure:
+    """The images (N, H, W) that were read wrongly, each under its caption; the first `shown` of them."""
+    total = len(images)
+    images = images[:shown]
+    columns = min(6, max(3, len(images)))
+    lines = max(1, -(-len(images) // columns))
+    more = f" (the first {shown} of {total})" if total > shown else ""
+    figure = Figure(figsize=(1.6 * columns, 2.0 * lines + 0.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"Misclassified in the test split: {total}{more}", fontsize=11)
+    axes.set_axis_off()
+    for place, (image, caption) in enumerate(zip(images, captions, strict=False)):
+        line, column = divmod(place, columns)  # each image is 1 wide and high, in a cell of 1.15 × 1.4
+        left, top = 1.15 * column, 1.4 * line
+        axes.imshow(image, cmap="gray_r", extent=(left, left + 1, top + 1, top), interpolation="nearest")
+        axes.add_patch(Rectangle((left, top), 1, 1, fill=False, color="gray", linewidth=0.5))
+        axes.text(left + 0.5, top - 0.04, caption, ha="center", va="bottom", fontsize=9)
+    axes.set_xlim(-0.1, 1.15 * columns - 0.05)
+    axes.set_ylim(1.4 * lines - 0.35, -0.38)
+    return figure

@@ -1,0 +1,181 @@
+"""bp-torch on the command line: what it answers, and that a bad configuration gets one clear line."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("lightning")
+import bp_torch
+from bp_torch import cli
+from bp_torch.recipes.modules import Classifier
+
+QUICK = [
+    *("--config", "digits"),
+    *("--model.network.hidden_features", "[16,16]"),
+    *("--trainer.max_epochs", "2"),
+    *("--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false"),
+    *("--baselines", "false"),
+    *("--report", "false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bp-torch"])  # what pytest was called with is not the command's
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("fit", "validate", "test", "predict", "--config FILE"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bp-torch {bp_torch.__version__}\n"
+
+
+def test_help_and_version_import_no_lightning() -> None:
+    code = "import sys; from bp_torch import cli; cli.main(['--help']); cli.main(['--version']); "
+    code += "sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_without_the_recipes_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("bp_torch.recipes")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(bp_torch, "recipes")
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert cli.main(["fit", "--config", "digits"]) == 2
+    assert capsys.readouterr().err == (
+        "bp-torch: error: fit needs jsonargparse, which is not installed: pip install 'bp-torch[recipes]'\n"
+    )
+
+
+NETWORK = "model.init_args.network.init_args"
+
+BAD = {
+    "unknown command": (["fitt"], "'fitt' is not a command"),
+    "no config": (["fit"], "fit.data, fit.model"),
+    "unknown activation": (["--model.network.activation", "rely"], f"{NETWORK}.activation: "),
+    "negative width": (["--model.network.hidden_features", "[16,-5]"], f"{NETWORK}.hidden_features: "),
+    "dropout of 1.5": (["--model.network.dropout", "1.5"], f"{NETWORK}.dropout: "),
+    "batch of none": (["--data.batch_size", "0"], "data.init_args.batch_size: "),
+    "bad label smoothing": (["--model.label_smoothing", "2"], "model.init_args.label_smoothing: "),
+    "bad learning rate": (["--model.optimizer.lr", "-1"], "model.init_args.optimizer: "),
+    "not a number": (["--trainer.max_epochs", "three"], '"trainer.max_epochs"'),
+    "not a number, deep": (["--data.augment.degrees", "steep"], '"degrees"'),
+    "unknown option": (["--data.batch_sise", "3"], "'batch_sise'"),
+    "unknown argument": (["--nonsense", "3"], "--nonsense"),
+    "unknown accelerator": (["--trainer.accelerator", "abacus"], "trainer.accelerator: "),
+    "unknown model": (["--model", "Nope"], '"model"'),
+    "missing config": (["--config", "absent.yaml"], "--config: there is no file 'absent.yaml'"),
+    "broken config": (["--config", "broken.yaml"], "parsing config"),
+    "unknown key": (["--config", "unknown.yaml"], "'modle"),
+    "missing checkpoint": (["--ckpt_path", "absent.ckpt"], "ckpt_path: there is no file 'absent.ckpt'"),
+    "no run to resume": (["--ckpt_path", "last"], "ckpt_path: 'last' means the newest run"),
+    "not a checkpoint": (["--ckpt_path", "broken.yaml"], "ckpt_path: broken.yaml cannot be read"),
+    "another file of torch's": (["--ckpt_path", "tensor.ckpt"], "ckpt_path: tensor.ckpt is not a checkpoint"),
+    "unknown metric": (["--early_stopping.monitor", "joy"], "early_stopping.monitor: "),
+    "unknown metric to rank by": (["--checkpoints.monitor", "joy"], "checkpoints.monitor: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_configuration_gets_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.yaml").write_text("model: [1\n x: {")
+    Path("unknown.yaml").write_text("modle:\n  x: 1\n")
+    torch.save(torch.ones(2), "tensor.ckpt")
+    given, expected = BAD[case]
+    arguments = given if case in ("unknown command", "no config") else ["fit", *QUICK, *given]
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("bp-torch: error: ")
+    assert expected in told
+    assert len(told) < 400
+    if "metric" not in case:
+        assert not Path("runs").exists() or not list(Path("runs/digits").iterdir())  # no empty folder of a run
+
+
+def test_the_console_command_has_no_traceback() -> None:
+    command = [sys.executable, "-m", "bp_torch.cli", "fit", "--config", "absent"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "bp-torch: error: --config: there is no file 'absent', and the shipped ones are digits\n"
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.yaml", "configs/digits.yaml", "recipes/configs/digits.yaml"])
+def test_shipped_configs_go_by_name(name: str) -> None:
+    from bp_torch.recipes.cli import find_config
+
+    assert Path(find_config(name)) == Path(bp_torch.recipes.__file__).parent / "configs" / "digits.yaml"
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text("")
+    assert find_config(name) == name  # the user's own file comes first
+
+
+def test_configs_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("small.yaml").write_text("model:\n  init_args:\n    network:\n      init_args:\n        dropout: 0.45\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fit", "-c", "digits", "-c", "small.yaml", "--print_config"])
+    assert ended.value.code == 0
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]["init_args"]
+    assert network["dropout"] == 0.45
+    assert network["norm"] == "batch"
+
+
+def test_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    """fit, then the others on what it left; and the checkpoint rebuilds the model without the configuration."""
+    assert cli.main(["fit", *QUICK]) == 0
+    assert "this run, best checkpoint" in capsys.readouterr().out
+    run = Path("runs/digits/version_0")
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv", "tensorboard"}
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    config = (run / "config.yaml").read_text()
+    assert config.startswith("# bp-torch fit --config digits")
+    assert yaml.safe_load(config)["model"]["init_args"]["network"]["init_args"]["hidden_features"] == [16, 16]
+
+    assert cli.main(["test", *QUICK]) == 0
+    assert "test_accuracy" in capsys.readouterr().out
+    assert cli.main(["validate", *QUICK, "--ckpt_path", "last"]) == 0
+    assert "val_accuracy" in capsys.readouterr().out
+    assert cli.main(["predict", *QUICK, "--ckpt_path", str(run / "checkpoints" / "best.ckpt")]) == 0
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    assert len(rows) == 360
+    assert sum(float(rows[0][f"p({digit})"]) for digit in range(10)) == pytest.approx(1, abs=1e-5)
+    assert not Path("runs/digits/version_1").exists()
+
+    model = Classifier.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert isinstance(model.network, bp_torch.nn.MLP)
+
+    other = ["--model.network.hidden_features", "[8]"]
+    assert cli.main(["test", *QUICK, *other]) == 0
+    assert "hidden_features: [16, 16] from the checkpoint, in place of [8]" in capsys.readouterr().err
+    assert cli.main(["fit", *QUICK, "--ckpt_path", "last", "--seed_everything", "7"]) == 2
+    assert "add --seed_everything 0" in capsys.readouterr().err
+
+
+def test_fast_dev_run_leaves_nothing_behind() -> None:
+    assert cli.main(["fit", *QUICK, "--trainer.fast_dev_run", "true"]) == 0
+    assert not [path for path in Path("runs").rglob("*") if path.is_file()]
+
+
+def test_rich_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", *QUICK, "--trainer.enable_progress_bar", "true"]) == 0
+    assert "Epoch 1/1" in capsys.readouterr().out
