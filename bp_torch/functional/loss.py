@@ -66,7 +66,8 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )  # fmt: skip
     name = "cross_entropy"
-    check_tensor(name, input=input, target=target, weight=weight)
+    _check_given(name, input=input, target=target)
+    check_tensor(name, weight=weight)
     reduction = _reduction(name, size_average, reduce, reduction)
     if label_smoothing > 1:
         raise RuntimeError(f"{name}(): 'label_smoothing': expected a number from 0 to 1, got {label_smoothing}")
@@ -119,7 +120,8 @@ def nll_loss(
             nll_loss, (input, target, weight), input, target, weight=weight,  # type: ignore[arg-type]
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
         )  # fmt: skip
-    check_tensor("nll_loss", input=input, target=target, weight=weight)
+    _check_given("nll_loss", input=input, target=target)
+    check_tensor("nll_loss", weight=weight)
     reduction = _reduction("nll_loss", size_average, reduce, reduction)
     x, w = to_float32(input, weight)
     t = _class_target("nll_loss", x, target, w)
@@ -250,7 +252,8 @@ def binary_cross_entropy_with_logits(
             pos_weight=pos_weight,
         )  # fmt: skip
     name = "binary_cross_entropy_with_logits"
-    check_tensor(name, input=input, target=target, weight=weight, pos_weight=pos_weight)
+    _check_given(name, input=input, target=target)
+    check_tensor(name, weight=weight, pos_weight=pos_weight)
     reduction = _reduction(name, size_average, reduce, reduction)
     if target.shape != input.shape:
         raise ValueError(
@@ -288,12 +291,19 @@ def _reduction(function: str, size_average: bool | None, reduce: bool | None, re
     return reduction
 
 
+def _check_given(function: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}(): '{name}': expected a Tensor, got {type(tensor).__name__}")
+
+
 def _error_loss(
     error: str, input: Tensor, target: Tensor, weight: Tensor | None, parameter: float, reduction: str
 ) -> Tensor:
     """The losses of x - t."""
     name = f"{error}_loss"
-    check_tensor(name, input=input, target=target, weight=weight)
+    _check_given(name, input=input, target=target)
+    check_tensor(name, weight=weight)
     x, t, w = input, target, weight
     if t.shape != x.shape:
         warnings.warn(

@@ -243,7 +243,7 @@ def _small_backward(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    log_p = torch.sub(x, m).sub_(r)
+    log_p = torch.sub(x, m).sub_(r).contiguous()  # nll_loss_backward takes no other layout
     weight = None if w is None else wide(w)
     d = aten.nll_loss_backward.default(wide(dloss), log_p, t, weight, KINDS[reduction], ignore_index, total)
     return aten._log_softmax_backward_data.default(d, log_p, class_dim(x), log_p.dtype).to(x.dtype)

@@ -1,0 +1,506 @@
+"""The losses against torch, beyond the contracts that every case passes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import bp_torch.functional as bpF
+from bp_torch import nn
+from bp_torch.functions import cross_entropy as ce
+from bp_torch.functions import loss as losses
+
+INF = float("inf")
+ERROR_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+REDUCTIONS = st.sampled_from(["none", "mean", "sum"])
+
+
+def both(name: str, *inputs: Any, modules: Any = (bpF, F), **options: Any) -> list[tuple[Tensor, ...]]:
+    """(loss, every gradient) by bp_torch and by torch."""
+    results = []
+    for module in modules:
+        leaves = [t.detach().requires_grad_() if _differentiable(t) else t for t in inputs]
+        loss = getattr(module, name)(*leaves, **options)
+        wanted = [t for t in leaves if _differentiable(t)]
+        dloss = torch.linspace(0.5, 1, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+        results.append((loss, *torch.autograd.grad(loss, wanted, dloss)))
+    return results
+
+
+def _differentiable(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.is_floating_point()
+
+
+def assert_same(name: str, *inputs: Any, **options: Any) -> None:
+    ours, theirs = both(name, *inputs, **options)
+    assert [t.dtype for t in ours] == [t.dtype for t in theirs]
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.fixture(params=["whole", "in chunks"])
+def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms of the fast paths: at once, and a few rows at a time."""
+    if request.param == "in chunks":
+        monkeypatch.setattr(ce, "CHUNK", 8)
+        monkeypatch.setattr(ce, "SMALL", 0)
+        monkeypatch.setattr(losses, "CHUNK", 5)
+
+
+# Class scores
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_last_partial_block_of_rows_counts(name: str) -> None:
+    for rows in (1, 7, 16, 17, 33, 130):
+        x, t = torch.randn(rows, 5, dtype=torch.float64), torch.randint(0, 5, (rows,))
+        for reduction in ("none", "mean", "sum"):
+            assert_same(name, x, t, reduction=reduction)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("ignored", [-100, -1, 0, 2, 77])
+def test_ignore_index_is_not_ignored(name: str, ignored: int) -> None:
+    x, t = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 4, (9,))
+    t[[1, 8]] = ignored
+    assert_same(name, x, t, ignore_index=ignored)
+    changed = x.clone()
+    changed[t == ignored] += 5.0
+    assert getattr(bpF, name)(changed, t, ignore_index=ignored) == getattr(bpF, name)(x, t, ignore_index=ignored)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_callers_logits_are_not_overwritten(probabilities: bool) -> None:
+    x = torch.randn(40, 6, requires_grad=True)
+    t = torch.rand(40, 6) if probabilities else torch.randint(0, 6, (40,))
+    kept, kept_t = x.detach().clone(), t.clone()
+    loss = bpF.cross_entropy(x, t)
+    first = torch.autograd.grad(loss, x, retain_graph=True)
+    second = torch.autograd.grad(loss, x)
+    assert torch.equal(x, kept)
+    assert torch.equal(t, kept_t)
+    assert torch.equal(first[0], second[0])
+
+
+def test_second_backward_of_a_retained_graph_agrees() -> None:
+    for name in ERROR_LOSSES:
+        x, t = torch.randn(2, 50, 40).requires_grad_().unbind()
+        loss = getattr(bpF, name)(x, t)
+        first = torch.autograd.grad(loss, (x, t), retain_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(loss, (x, t)), first, rtol=0, atol=0)
+
+
+def test_one_gradient_for_each_input() -> None:
+    x, q, w = torch.randn(4, 3), torch.rand(4, 3), torch.rand(3)
+    assert_same("cross_entropy", x, q, w)
+    for name in ("mse_loss", "l1_loss"):
+        assert_same(name, x, q)
+
+
+@pytest.mark.usefixtures("_chunks")
+@settings(max_examples=25)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    weighted=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.3, 1.0]),
+    ignored=st.sampled_from([-100, 0, 1]),
+    reduction=REDUCTIONS,
+    transposed=st.booleans(),
+)
+def test_class_options(
+    shape: list[int], weighted: bool, smoothing: float, ignored: int, reduction: str, transposed: bool
+) -> None:
+    x = torch.randn(*reversed(shape), dtype=torch.float64).permute(*reversed(range(len(shape))))
+    x = x if transposed else x.contiguous()
+    K = shape[0] if len(shape) == 1 else shape[1]
+    t = torch.randint(0, K, () if len(shape) == 1 else (shape[0], *shape[2:]))
+    options = {"ignore_index": ignored, "reduction": reduction}
+    w = (torch.rand(K, dtype=torch.float64) + 0.1) if weighted else None
+    # The weight is a constant here, so it goes in as an option.
+    assert_same("cross_entropy", x, t, weight=w, label_smoothing=smoothing, **options)
+    assert_same("nll_loss", x.contiguous(), t, weight=w, **options)  # torch's backward refuses some other layouts
+    torch.testing.assert_close(
+        both("nll_loss", x, t, weight=w, **options, modules=[bpF]),
+        both("nll_loss", x.contiguous(), t, weight=w, **options, modules=[bpF]),
+        equal_nan=True,
+    )
+
+
+@pytest.mark.usefixtures("_chunks")
+@settings(max_examples=25)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    weighted=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.3, 1.0]),
+    reduction=REDUCTIONS,
+    frozen=st.booleans(),
+)
+def test_probability_options(
+    shape: list[int], weighted: bool, smoothing: float, reduction: str, frozen: bool
+) -> None:
+    x, q = torch.randn(2, *shape, dtype=torch.float64).unbind()
+    w = torch.rand(shape[0] if len(shape) == 1 else shape[1], dtype=torch.float64)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    if frozen:
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        given_w = w if weighted else None
+        ys = [m.cross_entropy(leaf, q, given_w, **options) for m, leaf in zip((bpF, F), leaves, strict=True)]
+        torch.testing.assert_close(*ys)
+        grads = [torch.autograd.grad(y.sin().sum(), leaf) for y, leaf in zip(ys, leaves, strict=True)]
+        torch.testing.assert_close(*grads)
+    else:
+        assert_same("cross_entropy", x, q, *([w] if weighted else []), **options)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": torch.tensor([0.5, 2.0, 1.0])}])
+def test_every_position_ignored(options: dict[str, Any]) -> None:
+    x, t = torch.randn(4, 3), torch.full((4,), -100)
+    assert bpF.cross_entropy(x, t, **options).isnan()
+    assert bpF.nll_loss(x, t).isnan()
+    assert bpF.cross_entropy(x, t, reduction="sum", **options) == 0
+    (dx,) = both("cross_entropy", x, t, **options)[0][1:]
+    assert torch.equal(dx, torch.zeros_like(x))
+    assert_same("cross_entropy", torch.randn(4, 3, 2), torch.full((4, 2), -100), **options)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
+def test_logits_of_1e4_cost_no_accuracy(options: dict[str, Any]) -> None:
+    for offset in (1e4, -1e4):
+        x = (torch.randn(40, 10) + offset).requires_grad_()
+        t = torch.randint(0, 10, (40,))
+        exact = F.cross_entropy(x.double(), t, reduction="none", **options)
+        error = [(m.cross_entropy(x, t, reduction="none", **options) - exact).abs().max() for m in (bpF, F)]
+        assert error[0] <= 2 * error[1]
+        assert error[0] < 1e-5
+        (dx,) = torch.autograd.grad(bpF.cross_entropy(x, t, **options), x)
+        (exact_dx,) = torch.autograd.grad(F.cross_entropy(x.double(), t, **options), x)
+        torch.testing.assert_close(dx, exact_dx)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize(
+    "row",
+    [[1e4, -1e4, 0.0], [-INF, 0.0, 1.0], [0.0, -INF, 1.0], [-INF] * 3, [INF, 0.0, 1.0], [float("nan"), 0.0, 1.0]],
+)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}])
+def test_non_finite_logits(row: list[float], options: dict[str, Any]) -> None:
+    assert_same("cross_entropy", torch.tensor([row, [1.0, 2.0, 3.0]]), torch.tensor([0, 1]), **options)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2), (2, 3, 0), (0, 3, 2, 2), (2, 3, 0, 2), (0, 0)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_empty(shape: tuple[int, ...], reduction: str, smoothing: float) -> None:
+    t = torch.zeros(shape[0], *shape[2:], dtype=torch.long)
+    assert_same("cross_entropy", torch.ones(shape), t, reduction=reduction, label_smoothing=smoothing)
+    assert_same("nll_loss", torch.ones(shape), t, reduction=reduction)
+    assert_same("cross_entropy", torch.ones(shape), torch.ones(shape), reduction=reduction, label_smoothing=smoothing)
+
+
+def test_target_of_one_element_and_of_bytes() -> None:
+    x = torch.randn(4, 3)
+    for name in ("cross_entropy", "nll_loss"):
+        results = [getattr(m, name)(x[0], torch.tensor([1]), reduction="none") for m in (bpF, F)]
+        torch.testing.assert_close(*results)
+        assert_same(name, x, torch.tensor([1, 0, 2, 2], dtype=torch.uint8))
+
+
+def test_saves_the_logits_and_two_numbers_a_row() -> None:
+    for rows, K in ((64, 10), (64, 1000)):
+        saved: list[Tensor] = []
+        x, t = torch.randn(rows, K, requires_grad=True), torch.randint(0, K, (rows,))
+        with torch.autograd.graph.saved_tensors_hooks(lambda s, saved=saved: saved.append(s) or s, lambda s: s):
+            loss = bpF.cross_entropy(x, t)
+        assert loss.requires_grad
+        others = [s for s in saved if s.data_ptr() not in (x.data_ptr(), t.data_ptr())]
+        assert sum(s.numel() for s in others) <= 2 * rows + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"weight": True}, {"ignore_index": 1}])
+@pytest.mark.usefixtures("_chunks")
+def test_fast_paths_equal_the_formula(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """A graph recorded in backward selects the formula; without one the fast path runs."""
+    x, t = torch.randn(30, 6).to(dtype).requires_grad_(), torch.randint(0, 6, (30,))
+    options = {**options, **({"weight": torch.rand(6).to(dtype)} if "weight" in options else {})}
+    calls: list[tuple[Callable[..., Tensor], Tensor]] = [
+        (lambda x: bpF.cross_entropy(x, t, **options), x),
+        (lambda x: bpF.cross_entropy(x, torch.full((30, 6), 0.2, dtype=dtype)), x),
+        *((lambda x, name=name: getattr(bpF, name)(x, torch.zeros_like(x)), x) for name in ERROR_LOSSES),
+        (lambda x: bpF.binary_cross_entropy_with_logits(x, torch.full_like(x, 0.3)), x),
+    ]
+    if "label_smoothing" not in options:
+        calls.append((lambda x: bpF.nll_loss(x, t, **options), x))
+    for f, leaf in calls:
+        loss = f(leaf)
+        (fast,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        (formula,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        torch.testing.assert_close(fast, formula)
+        # Under a transform, forward is the formula too.
+        torch.testing.assert_close(torch.func.vmap(f)(leaf.unsqueeze(0)).squeeze(0), loss)
+
+
+def test_forward_over_reverse_without_a_recorded_graph() -> None:
+    """Tangents reach a backward that records no graph; a fast path would drop them."""
+    t, q = torch.randint(0, 4, (5,)), torch.rand(5, 4, dtype=torch.float64)
+    x, v = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    calls: list[Callable[[Any], Callable[[Tensor], Tensor]]] = [
+        lambda m: lambda x: m.cross_entropy(x, t),
+        lambda m: lambda x: m.cross_entropy(x, t, label_smoothing=0.1),
+        lambda m: lambda x: m.cross_entropy(x, q),
+        lambda m: lambda x: m.nll_loss(x.sin(), t),
+        lambda m: lambda x: m.mse_loss(x, q),
+        lambda m: lambda x: m.huber_loss(x, q),
+        lambda m: lambda x: m.binary_cross_entropy_with_logits(x, q),
+        lambda m: lambda x: m.log_softmax(x, 1).sin().sum(),
+        lambda m: lambda x: m.softmax(x, 1).sin().sum(),
+    ]
+    for make in calls:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x.clone().requires_grad_(), v)
+            (dx,) = torch.autograd.grad(make(bpF)(dual), dual)
+            tangent = forward_ad.unpack_dual(dx).tangent
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(make(F)(leaf), leaf, create_graph=True)
+        (expected,) = torch.autograd.grad(dx, leaf, v)
+        torch.testing.assert_close(tangent, expected)
+
+
+# Differences
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("name", [*ERROR_LOSSES, "binary_cross_entropy_with_logits"])
+@settings(max_examples=20)
+@given(
+    shape=st.lists(st.integers(0, 5), max_size=3),
+    reduction=REDUCTIONS,
+    swapped=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+def test_any_shape(name: str, shape: list[int], reduction: str, swapped: bool, dtype: torch.dtype) -> None:
+    x, t = 2 * torch.randn(shape, dtype=dtype), torch.rand(shape, dtype=dtype)
+    if swapped and len(shape) > 1:
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+    assert_same(name, x, t, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", ERROR_LOSSES)
+def test_broadcast_warns_as_torch_does(name: str) -> None:
+    for shapes in (((4, 3), (3,)), ((3,), (4, 3)), ((4, 1), (4, 3))):
+        x, t = (torch.randn(s, dtype=torch.float64) for s in shapes)
+        with pytest.warns(UserWarning, match="Using a target size"):
+            assert_same(name, x, t)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_weight_of_differences(name: str, reduction: str) -> None:
+    x, t, w = torch.randn(3, 4, 3, dtype=torch.float64).unbind()
+    ours, theirs = [], []
+    for module, found in ((bpF, ours), (F, theirs)):
+        leaves = [u.clone().requires_grad_() for u in (x, t, w.abs())]
+        loss = getattr(module, name)(leaves[0], leaves[1], weight=leaves[2], reduction=reduction)
+        found += [loss, *torch.autograd.grad(loss.sin().sum(), leaves)]
+    torch.testing.assert_close(ours, theirs)
+    # A weight has the input's shape, and the input may be the one that broadcasts.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = [getattr(m, name)(x[0], t, weight=w[0].abs(), reduction=reduction) for m in (bpF, F)]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "point"),
+    [("l1_loss", {}, 0.0), ("smooth_l1_loss", {"beta": 0.5}, 0.5), ("smooth_l1_loss", {"beta": 0.0}, 0.0),
+     ("huber_loss", {"delta": 0.7}, 0.7)],
+)  # fmt: skip
+def test_kinks_are_torchs(name: str, options: dict[str, float], point: float) -> None:
+    x = torch.tensor([point, -point, 0.0, INF, -INF, float("nan"), 1e20])
+    assert_same(name, x, torch.zeros(7), reduction="none", **options)
+
+
+def test_bce_tails() -> None:
+    x = torch.tensor([1e4, -1e4, 100.0, -100.0, INF, -INF, float("nan"), 0.0]).repeat(2)
+    t = torch.tensor([0.0, 1.0]).repeat_interleave(8)
+    assert_same("binary_cross_entropy_with_logits", x, t, reduction="none")
+    assert_same("binary_cross_entropy_with_logits", x, t, reduction="none", pos_weight=torch.tensor(3.0))
+    assert bpF.binary_cross_entropy_with_logits(torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 1.0])) == 0
+
+
+def test_bce_weights_broadcast() -> None:
+    x, t = torch.randn(2, 3, 4, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64)
+    for shape in ((), (4,), (3, 1), (2, 3, 4)):
+        w, pi = torch.rand(2, *shape, dtype=torch.float64).unbind()
+        for reduction in ("none", "mean", "sum"):
+            assert_same("binary_cross_entropy_with_logits", x, t, weight=w, pos_weight=pi, reduction=reduction)
+
+
+def test_integer_and_mixed_dtypes() -> None:
+    x = torch.randn(6)
+    for name in ERROR_LOSSES:
+        # torch refuses the backward of some of these.
+        for t in (torch.arange(6), torch.randn(6).bfloat16(), torch.randn(6).double()):
+            torch.testing.assert_close(getattr(bpF, name)(x, t), getattr(F, name)(x, t))
+        leaves = [x.clone().requires_grad_(), torch.zeros(6, dtype=torch.float64, requires_grad=True)]
+        dx, dt = torch.autograd.grad(getattr(bpF, name)(*leaves), leaves)
+        assert (dx.dtype, dt.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(dx, -dt.float())
+    ints = torch.arange(6), torch.zeros(6, dtype=torch.long)
+    assert torch.equal(bpF.l1_loss(*ints, reduction="sum"), F.l1_loss(*ints, reduction="sum"))
+    assert_same("cross_entropy", torch.randn(4, 3), torch.rand(4, 3).double())
+
+
+# What all share
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+@pytest.mark.parametrize("size_average", [None, True, False])
+@pytest.mark.parametrize("reduce", [None, True, False])
+def test_former_names_of_reduction(size_average: bool | None, reduce: bool | None) -> None:
+    options = {"size_average": size_average, "reduce": reduce, "reduction": "sum"}
+    x, q = torch.randn(4, 3), torch.rand(4, 3)
+    for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "cross_entropy", "binary_cross_entropy_with_logits"):
+        assert_same(name, x, q, **options)
+    assert_same("nll_loss", x, torch.randint(0, 3, (4,)), **options)
+
+
+def test_elementwise_mean_warns() -> None:
+    x = torch.randn(3)
+    with pytest.warns(UserWarning, match="elementwise_mean"):
+        assert bpF.mse_loss(x, x + 1, reduction="elementwise_mean") == F.mse_loss(x, x + 1)
+
+
+X, Q, CLASSES = torch.ones(4, 3), torch.full((4, 3), 0.3), torch.tensor([0, 1, 2, 1])
+MISUSE: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("cross_entropy", (X, torch.tensor([0, 1, 2, 3])), {}),
+    ("cross_entropy", (X, torch.tensor([0, 1, 2, -3])), {"label_smoothing": 0.1}),
+    ("cross_entropy", (torch.ones(2, 3, 2, 2), torch.full((2, 2, 2), 3)), {}),
+    ("cross_entropy", (torch.ones(2, 3, 2), torch.full((2, 2), -1)), {}),
+    ("cross_entropy", (torch.ones(3), torch.tensor(5)), {}),
+    ("cross_entropy", (X, CLASSES.int()), {}),
+    ("cross_entropy", (X, CLASSES.float()), {}),
+    ("cross_entropy", (torch.ones(2, 3, 2, 2), torch.ones(2, 2, 2, dtype=torch.uint8)), {}),
+    ("cross_entropy", (X, torch.ones(4, 3, dtype=torch.long)), {}),
+    ("cross_entropy", (X, Q), {"ignore_index": 1}),
+    ("cross_entropy", (X, CLASSES), {"label_smoothing": 1.5}),
+    ("cross_entropy", (X, CLASSES, torch.ones(4)), {}),
+    ("cross_entropy", (X, Q, torch.ones(4)), {}),
+    ("cross_entropy", (X, CLASSES, torch.ones(3).double()), {}),
+    ("cross_entropy", (X, CLASSES, torch.ones(3, requires_grad=True)), {}),
+    ("cross_entropy", (X, CLASSES[:3]), {}),
+    ("cross_entropy", (X, CLASSES[:, None]), {}),
+    ("cross_entropy", (torch.ones(3), CLASSES), {}),
+    ("cross_entropy", (torch.ones(4, 3, 5), torch.zeros(4, 6, dtype=torch.long)), {}),
+    ("cross_entropy", (torch.ones(()), torch.tensor(0)), {}),
+    ("cross_entropy", (torch.ones(()), torch.tensor(0.5)), {}),
+    ("cross_entropy", (torch.ones(4, 3, dtype=torch.long), CLASSES), {}),
+    ("cross_entropy", (X, CLASSES), {"reduction": "avg"}),
+    ("cross_entropy", (X, None), {}),
+    ("nll_loss", (X, torch.tensor([0, 1, 2, 3])), {}),
+    ("nll_loss", (torch.ones(2, 3, 2), torch.full((2, 2), 3)), {}),
+    ("nll_loss", (X, CLASSES.int()), {}),
+    ("nll_loss", (X, CLASSES[:3]), {}),
+    ("nll_loss", (torch.ones(()), torch.tensor(0)), {}),
+    ("nll_loss", (X, CLASSES, torch.ones(3, requires_grad=True)), {}),
+    *((name, (torch.ones(3), torch.ones(3)), {"reduction": "avg"}) for name in ERROR_LOSSES),
+    *((name, (X, torch.ones(4)), {}) for name in ERROR_LOSSES),
+    *((name, (CLASSES, CLASSES), {}) for name in ERROR_LOSSES),
+    *((name, (X, X), {"weight": torch.ones(3)}) for name in ("mse_loss", "l1_loss", "huber_loss")),
+    ("smooth_l1_loss", (X, X), {"beta": -1.0}),
+    ("huber_loss", (X, X), {"delta": 0.0}),
+    ("binary_cross_entropy_with_logits", (X, torch.ones(3)), {}),
+    ("binary_cross_entropy_with_logits", (X, X, torch.ones(4)), {}),
+    ("binary_cross_entropy_with_logits", (X, X, torch.ones(2, 4, 3)), {}),
+    ("binary_cross_entropy_with_logits", (X, X, torch.ones(3, requires_grad=True)), {}),
+    ("binary_cross_entropy_with_logits", (X, X), {"pos_weight": torch.ones(3, requires_grad=True)}),
+    ("binary_cross_entropy_with_logits", (X.long(), X), {}),
+    ("binary_cross_entropy_with_logits", (X, X.long()), {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(("name", "args", "options"), MISUSE)
+def test_misuse_raises_what_torch_raises(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    leaves = [a.clone().requires_grad_() if i == 0 and _differentiable(a) else a for i, a in enumerate(args)]
+    with pytest.raises(Exception) as theirs:
+        getattr(F, name)(*leaves, **options)
+    with pytest.raises(type(theirs.value)) as ours:
+        getattr(bpF, name)(*leaves, **options)
+    assert type(ours.value) is type(theirs.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast", [False, True])
+def test_dtypes_of_autocast_are_torchs(dtype: torch.dtype, cast: bool) -> None:
+    x, q, w = torch.randn(4, 3).to(dtype), torch.rand(4, 3).to(dtype), torch.rand(3).to(dtype)
+    t = torch.randint(0, 3, (4,))
+    with torch.autocast("cpu", dtype, enabled=cast):
+        for name, args in {"cross_entropy": (x, t), "nll_loss": (x, t)}.items():
+            ours, theirs = both(name, *args, weight=w)
+            assert [g.dtype for g in ours] == [g.dtype for g in theirs]
+        for name in ("cross_entropy", *ERROR_LOSSES, "binary_cross_entropy_with_logits"):
+            for other in (q, q.float()):
+                if name == "huber_loss" and other.dtype != x.dtype and not cast:
+                    continue  # torch refuses the backward
+                ours, theirs = both(name, x, other)
+                assert [g.dtype for g in ours] == [g.dtype for g in theirs], name
+        for name in ("mse_loss", "l1_loss", "huber_loss"):
+            ours, theirs = both(name, x, q, weight=q.clone())
+            assert [g.dtype for g in ours] == [g.dtype for g in theirs], name
+        for name in ("softmax", "log_softmax"):
+            assert getattr(bpF, name)(x, 1).dtype == getattr(F, name)(x, 1).dtype
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_of_long_rows_is_at_most_twice_torchs(dtype: torch.dtype) -> None:
+    x, t = (4 * torch.randn(12, 3000)).to(dtype), torch.randint(0, 3000, (12,))
+    for options in ({}, {"label_smoothing": 0.1}):
+        exact = both("cross_entropy", x.double(), t, **options)[1]
+        ours, theirs = both("cross_entropy", x, t, **options)
+        rounding = torch.finfo(dtype).eps / 2
+        for mine, other, truth in zip(ours, theirs, exact, strict=True):
+            errors = [(found.double() - truth).abs().max() for found in (mine, other)]
+            assert errors[0] <= 2 * errors[1] + rounding * truth.abs().max()
+
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.0])
+MODULES: list[tuple[str, dict[str, Any]]] = [
+    ("CrossEntropyLoss", {"weight": WEIGHT, "ignore_index": 1, "label_smoothing": 0.1, "reduction": "sum"}),
+    ("NLLLoss", {"weight": WEIGHT, "ignore_index": 1}),
+    ("MSELoss", {"reduction": "sum"}),
+    ("L1Loss", {}),
+    ("SmoothL1Loss", {"beta": 0.3}),
+    ("HuberLoss", {"delta": 0.3}),
+    ("BCEWithLogitsLoss", {"weight": WEIGHT, "pos_weight": WEIGHT.flip(0)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), MODULES, ids=[name for name, _ in MODULES])
+def test_modules(name: str, options: dict[str, Any]) -> None:
+    ours, theirs = getattr(nn, name)(**options), getattr(torch.nn, name)(**options)
+    assert isinstance(ours, getattr(torch.nn, name))
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(4, 3)
+    t = CLASSES if name in ("CrossEntropyLoss", "NLLLoss") else Q
+    loaded = getattr(nn, name)(**{k: torch.ones(3) if isinstance(v, Tensor) else v for k, v in options.items()})
+    loaded.load_state_dict(theirs.state_dict())
+    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), loaded):
+        torch.testing.assert_close(module(x, t), theirs(x, t))
