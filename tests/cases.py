@@ -296,7 +296,7 @@ def batch_norm_cases() -> Iterator[Case]:
         # exp: a variance is positive
         ours=lambda x, w, b, r, m, v: bpF.batch_norm_act(x, m, v.exp(), w, b, r, eps=eps, activation="silu"),
         theirs=lambda x, w, b, r, m, v: normalized(x, w, b, r, m, v.exp()),
-        inputs=tensors(shapes["2d"], (3,), (3,), shapes["2d"], (3,), (3,), seed=13),
+        inputs=tensors(shapes["2d"], (3,), (3,), shapes["2d"], (3,), (3,), seed=10),
         batch_dim=None,
     )
 

@@ -1,0 +1,479 @@
+"""Batch normalization against torch.nn: values, gradients, state, errors, and what other libraries got wrong."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import bp_torch.functional as bpF
+from bp_torch import nn
+from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.function import call
+
+SHAPES = {"1d": [(6, 3), (5, 3, 4)], "2d": [(3, 3, 4, 5)], "3d": [(2, 3, 2, 3, 2)]}
+RANKED = [(rank, shape) for rank, shapes in SHAPES.items() for shape in shapes]
+ranked = pytest.mark.parametrize(("rank", "shape"), RANKED, ids=str)
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def pair(rank: str, *args: Any, **options: Any) -> tuple[Any, Any]:
+    """Ours and torch's, float64, with the same random parameters."""
+    theirs = getattr(torch.nn, f"BatchNorm{rank}")(3, *args, dtype=torch.float64, **options)
+    ours = getattr(nn, f"BatchNorm{rank}")(3, *args, dtype=torch.float64, **options)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def step(module: Any, x: Tensor, dy: Tensor) -> tuple[Any, ...]:
+    x = x.detach().requires_grad_()
+    module.zero_grad()
+    y = module(x)
+    y.backward(dy)
+    return y.detach(), x.grad, [p.grad for p in module.parameters()], dict(module.named_buffers())
+
+
+@ranked
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": None},
+        {"momentum": 1.0},
+        {"momentum": 0.0},
+        {"affine": False},
+        {"track_running_stats": False},
+        {"eps": 0.3},
+        {"bias": False},
+    ],
+    ids=str,
+)
+def test_training_then_evaluation_equals_torch(rank: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    ours, theirs = pair(rank, **options)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, type(theirs))
+    for i in range(4):
+        if i == 3:
+            ours.eval()
+            theirs.eval()
+        x, dy = 3 + 2 * torch.randn(shape).double(), torch.randn(shape).double()
+        torch.testing.assert_close(step(ours, x, dy), step(theirs, x, dy), **EXACT)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_act_and_residual_equal_the_steps_apart(activation: str, training: bool, fused: bool) -> None:
+    """By ATen's kernels, and by the formulas, which serve while a graph is recorded."""
+    bn = nn.BatchNormAct2d(3, activation=activation, dtype=torch.float64).train(training)
+    plain = torch.nn.BatchNorm2d(3, dtype=torch.float64).train(training)
+    torch.nn.init.uniform_(bn.weight, 0.5, 1.5)
+    plain.load_state_dict(bn.state_dict())
+    x, r = (torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    y = bn(x, r)
+    expected = bpF.activation(plain(x) + r, activation)
+    torch.testing.assert_close(y, expected, **EXACT)
+    dy = torch.randn_like(y)
+    ours = torch.autograd.grad(y, (x, r, *bn.parameters()), dy, create_graph=not fused)
+    theirs = torch.autograd.grad(expected, (x, r, *plain.parameters()), dy)
+    torch.testing.assert_close(ours, theirs, **EXACT)
+    torch.testing.assert_close(dict(bn.named_buffers()), dict(plain.named_buffers()), **EXACT)
+
+
+def test_gradients_reach_mean_and_variance() -> None:
+    """The statistics that the Function returns are outputs like y, alone or together."""
+    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    gamma, beta = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def f(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
+        return call(BatchNormFunction, x, gamma, beta, None, 1e-3, "silu", ())
+
+    check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(f, (x, gamma, beta), check_undefined_grad=True, **check)
+    assert gradgradcheck(f, (x, gamma, beta), check_fwd_over_rev=True)
+    for chosen in itertools.product([False, True], repeat=3):
+        if any(chosen):
+            outputs = [y for y, keep in zip(f(x, gamma, beta), chosen, strict=True) if keep]
+            dims = [0, 2]
+            z = F.batch_norm(x, None, None, gamma, beta, True, eps=1e-3)
+            torch_outputs = F.silu(z), x.mean(dims), x.var(dims, correction=0)
+            expected = [y for y, keep in zip(torch_outputs, chosen, strict=True) if keep]
+            dys = [torch.randn_like(y) for y in outputs]
+            ours = torch.autograd.grad(outputs, (x, gamma, beta), dys, allow_unused=True, materialize_grads=True)
+            theirs = torch.autograd.grad(expected, (x, gamma, beta), dys, allow_unused=True, materialize_grads=True)
+            torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_each_choice_of_frozen_inputs(activation: str, training: bool, affine: bool, residual: bool) -> None:
+    x, r = torch.randn(4, 3, 2).double(), torch.randn(4, 3, 2).double() if residual else None
+    gamma, beta = (torch.rand(3).double(), torch.randn(3).double()) if affine else (None, None)
+    mean, var = torch.randn(3).double(), torch.rand(3).double()
+    function, statistics = (BatchNormFunction, ()) if training else (NormalizeFunction, (mean, var))
+    inputs = (x, gamma, beta, r, *statistics)
+    dy = torch.randn(4, 3, 2).double()
+
+    def gradients(chosen: list[int], create_graph: bool) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_(i in chosen) if t is not None else None for i, t in enumerate(inputs)]
+        y = call(function, *leaves, 1e-3, activation, ())
+        wanted = [leaf for i in chosen if (leaf := leaves[i]) is not None]
+        return list(torch.autograd.grad(y[0] if training else y, wanted, dy, create_graph=create_graph))
+
+    given = [i for i, t in enumerate(inputs) if t is not None]
+    full = dict(zip(given, gradients(given, True), strict=True))
+    for count in range(1, len(given)):
+        for chosen in itertools.combinations(given, count):
+            for create_graph in (False, True):
+                expected = [full[i] for i in chosen]
+                torch.testing.assert_close(gradients(list(chosen), create_graph), expected, **EXACT)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=0, max_size=3),
+    rows=st.integers(2, 6),
+    channels=st.integers(1, 5),
+    order=st.randoms(use_true_random=False),
+    step_size=st.integers(1, 2),
+    training=st.booleans(),
+    affine=st.booleans(),
+    activation=st.sampled_from(["identity", "relu", "tanh", "gelu"]),
+    expanded=st.booleans(),
+)
+def test_any_shape_and_strides(shape, rows, channels, order, step_size, training, affine, activation, expanded) -> None:
+    size = (rows, channels, *shape)
+    permutation = list(range(len(size)))
+    order.shuffle(permutation)
+    generator = torch.Generator().manual_seed(rows)
+
+    def awkward(expand: bool = False) -> Tensor:
+        stored = torch.full([size[d] * step_size for d in permutation], float("nan"), dtype=torch.float64)
+        view = stored[tuple(slice(None, None, step_size) for _ in permutation)]
+        inverse = [permutation.index(d) for d in range(len(size))]
+        view = view.permute(inverse)
+        view.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
+        return view[:1].expand(size) if expand else view
+
+    x, dy = awkward(), awkward(expanded)
+    gamma, beta = (torch.randn(channels, generator=generator).double() for _ in range(2)) if affine else (None, None)
+    mean, var = torch.randn(channels).double(), torch.rand(channels).double() + 0.1
+    results = []
+    for ours in (True, False):
+        leaf, running = x.detach().requires_grad_(), (mean.clone(), var.clone())
+        if ours:
+            y = bpF.batch_norm_act(leaf, *running, gamma, beta, training=training, activation=activation)
+        else:
+            y = bpF.activation(F.batch_norm(leaf, *running, gamma, beta, training), activation)
+        results.append((y, *torch.autograd.grad(y, leaf, dy), *running))
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_channels_last_gradient_is_right(activation: str | None, training: bool, fused: bool) -> None:
+    """Another library's dx was off by 4.0 of 4.7 for channels_last with an activation."""
+    shape, formats = (3, 4, 5, 2), (torch.contiguous_format, torch.channels_last)
+    for x_format, dy_format in itertools.product(formats, formats):
+        ours = nn.BatchNormAct2d(4, activation=activation).double().train(training)
+        theirs = torch.nn.BatchNorm2d(4).double().train(training)
+        x = torch.randn(shape).double().contiguous(memory_format=x_format).requires_grad_()
+        dy = torch.randn(shape).double().contiguous(memory_format=dy_format)
+        y, expected = ours(x), bpF.activation(theirs(x), activation or "identity")
+        assert y.is_contiguous(memory_format=x_format)
+        torch.testing.assert_close(y, expected, **EXACT)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=not fused)
+        torch.testing.assert_close(dx, torch.autograd.grad(expected, x, dy)[0], **EXACT)
+        if activation is None:
+            assert y.stride() == expected.stride()
+
+
+def test_channels_last_3d_stays() -> None:
+    x = torch.randn(2, 3, 4, 2, 2).contiguous(memory_format=torch.channels_last_3d)
+    for training in (True, False):
+        y = nn.BatchNormAct3d(3, activation="relu").train(training)(x)
+        assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_evaluation_gradient_uses_the_running_statistics(activation: str | None) -> None:
+    """Two libraries' evaluation backward read statistics that were never written."""
+    ours = nn.BatchNormAct1d(3, activation=activation).double()
+    ours(5 + 3 * torch.randn(20, 3).double())
+    ours.eval()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(ours, (x,), check_forward_ad=True)
+    assert gradgradcheck(ours, (x,))
+    z = (x - ours.running_mean) / (ours.running_var + ours.eps).sqrt() * ours.weight + ours.bias
+    expected = torch.autograd.grad(bpF.activation(z, activation or "identity").sum(), (x, ours.weight, ours.bias))
+    torch.testing.assert_close(torch.autograd.grad(ours(x).sum(), (x, ours.weight, ours.bias)), expected, **EXACT)
+
+
+def test_evaluation_gradient_outlives_a_training_step() -> None:
+    """The buffers move between forward and backward, as when a critic is evaluated and then trained."""
+    bn = nn.BatchNorm1d(3).double().eval()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y = bn(x)
+    slope = (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().clone()
+    bn.train()(10 * torch.randn(8, 3).double())
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, slope.expand(4, 3), **EXACT)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e5, -1e5])
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [
+        ((4096, 8), None),
+        ((65536, 2), None),
+        ((8, 4, 32, 32), None),
+        ((8, 4, 32, 32), torch.channels_last),
+        ((64, 4, 33), None),
+        ((4, 2, 8, 8, 8), torch.channels_last_3d),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("formula", [False, True])
+def test_large_mean_costs_no_accuracy(mean: float, shape: tuple[int, ...], memory_format: Any, formula: bool) -> None:
+    """At a mean of 1e5 another library gave NaN; ATen itself gives a variance of 130 instead of 1 for channels_last."""
+    x = mean + torch.randn(shape)
+    x = x if memory_format is None else x.contiguous(memory_format=memory_format)
+    dims = [d for d in range(x.dim()) if d != 1]
+    exact = x.double()
+    var, middle = torch.var_mean(exact, dims, correction=0)
+    if formula:
+        y, our_mean, our_var = BatchNormFunction.forward(x.requires_grad_(), None, None, None, 1e-5, "identity", ())
+    else:
+        y, our_mean, our_var = call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())
+    unit = 2**-24 * max(abs(mean), 1)  # one rounding of the mean is the least error that float32 has
+    assert (our_mean - middle).abs().max() <= 2 * unit
+    torch.testing.assert_close(our_var.double(), var, rtol=4e-5, atol=0)
+    expected = (exact - middle.view(-1, *[1] * len(shape[2:]))) / (var + 1e-5).sqrt().view(-1, *[1] * len(shape[2:]))
+    assert (y - expected).abs().max() <= 4 * unit + 1e-4
+
+
+def test_constant_channel_has_no_variance() -> None:
+    x = torch.randn(50, 3)
+    x[:, 1] = 0.1
+    y, _, var = call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())
+    assert 0 <= var[1] < 1e-15
+    assert y[:, 1].abs().max() < 1e-4
+    assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_16_bit_inputs_are_float32(dtype: torch.dtype) -> None:
+    """Another library kept them in half precision."""
+    x = (3 + torch.randn(64, 3)).to(dtype)
+    for gamma in (None, torch.ones(3), torch.ones(3, dtype=dtype)):
+        y, mean, var = call(BatchNormFunction, x, gamma, gamma, None, 1e-5, "relu", ())
+        assert (y.dtype, mean.dtype, var.dtype) == (dtype, torch.float32, torch.float32)
+        torch.testing.assert_close(mean, x.float().mean(0))
+        torch.testing.assert_close(var, x.float().var(0, correction=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("parameters", ["low", "float32", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_dtypes_of_16_bit_inputs_are_torchs(dtype: torch.dtype, parameters: str, training: bool) -> None:
+    x = torch.randn(8, 3, 4).to(dtype)
+    ours, theirs = nn.BatchNorm1d(3, affine=parameters != "none"), torch.nn.BatchNorm1d(3, affine=parameters != "none")
+    if parameters == "low":
+        ours, theirs = ours.to(dtype), theirs.to(dtype)
+    results = [step(bn.train(training), x, torch.ones_like(x)) for bn in (ours, theirs)]
+    for a, b in zip(*map(torch.utils._pytree.tree_leaves, results), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+def test_counter_and_cumulative_average() -> None:
+    """Another library never counted the batches, and momentum=None crashed."""
+    bn = nn.BatchNorm1d(2, momentum=None).double()
+    batches = [torch.randn(5, 2).double() + i for i in range(3)]
+    for i, batch in enumerate(batches):
+        bn(batch)
+        assert bn.num_batches_tracked.item() == i + 1
+    torch.testing.assert_close(bn.running_mean, torch.stack([b.mean(0) for b in batches]).mean(0), **EXACT)
+    torch.testing.assert_close(bn.running_var, torch.stack([b.var(0) for b in batches]).mean(0), **EXACT)
+
+
+@ranked
+def test_one_value_a_channel_is_refused_in_training(rank: str, shape: tuple[int, ...]) -> None:
+    """n/(n - 1) with n = 1."""
+    x = torch.randn(1, 3, *[1] * (len(shape) - 2))
+    for cls in (getattr(torch.nn, f"BatchNorm{rank}"), getattr(nn, f"BatchNorm{rank}")):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            cls(3)(x)
+        assert cls(3).eval()(x).shape == x.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0), (0, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["identity", "relu", "gelu"])
+def test_empty_batch_leaves_the_buffers(shape: tuple[int, ...], training: bool, activation: str) -> None:
+    results = []
+    for f in (bpF.batch_norm, F.batch_norm):
+        mean, var, gamma = torch.full((3,), 2.0), torch.full((3,), 3.0), torch.ones(3, requires_grad=True)
+        x = torch.zeros(shape, requires_grad=True)
+        if f is bpF.batch_norm:
+            y = bpF.batch_norm_act(x, mean, var, gamma, None, training=training, activation=activation)
+        else:
+            y = bpF.activation(f(x, mean, var, gamma, None, training), activation)
+        y.sum().backward()
+        results.append((y, mean, var, x.grad, gamma.grad))
+    torch.testing.assert_close(*results)
+
+
+ONES, X = torch.ones(3), torch.ones(4, 3)
+ERRORS: dict[str, tuple[Any, ...]] = {
+    "not-a-tensor": ([1.0], ONES, ONES),
+    "one-dimension": (torch.ones(3), ONES, ONES),
+    "integers": (X.long(), ONES, ONES),
+    "complex": (X + 0j, ONES, ONES),
+    "mean-alone": (X, ONES, None, None, None, True),
+    "no-statistics": (X, None, None),
+    "no-mean": (X, None, ONES),
+    "no-variance": (X, ONES, None),
+    "mean-size": (X, torch.ones(4), torch.ones(4)),
+    "weight-size": (X, ONES, ONES, torch.ones(4)),
+    "bias-size": (X, ONES, ONES, ONES, torch.ones(2)),
+    "weight-dtype": (X, ONES, ONES, ONES.double()),
+    "low-weight": (X, ONES, ONES, ONES.bfloat16()),
+    "mixed-parameters": (X.bfloat16(), ONES, ONES, ONES.bfloat16(), ONES.bfloat16()),
+    "statistics-dtype": (X, ONES.double(), ONES.double()),
+    "input-dtype": (X.double(), ONES, ONES),
+    "device": (X, ONES.to("meta"), ONES.to("meta")),
+    "one-row": (X[:1], ONES, ONES, None, None, True),
+    "eps-zero": (X, None, None, None, None, True, 0.1, 0.0),
+    "eps-negative": (X, ONES, ONES, None, None, False, 0.1, -1.0),
+}
+
+
+@pytest.mark.parametrize("args", ERRORS.values(), ids=ERRORS)
+def test_refuses_what_torch_refuses(args: tuple[Any, ...]) -> None:
+    with pytest.raises(Exception) as expected:
+        F.batch_norm(*args)
+    with pytest.raises(expected.type, match=r"batch_norm\(\): .*(expected|argument)"):
+        bpF.batch_norm(*args)
+
+
+def test_refuses_a_residual_of_another_shape_and_unknown_names() -> None:
+    with pytest.raises(RuntimeError, match=r"'residual': expected shape \(4, 3\) of 'input', got \(1, 3\)"):
+        bpF.batch_norm_act(X, None, None, None, None, X[:1], True)
+    with pytest.raises(ValueError, match=r"'activation': expected one of identity, relu.*got 'rely'"):
+        nn.BatchNormAct1d(3, activation="rely")
+    with pytest.raises(ValueError, match=r"'activation_parameters': relu takes none, got 'slope'"):
+        nn.BatchNormAct1d(3, activation="relu", activation_parameters={"slope": 1.0})
+
+
+@pytest.mark.parametrize("rank", ["1d", "2d", "3d"])
+def test_refuses_the_dimensions_that_torch_refuses(rank: str) -> None:
+    for dims in range(1, 7):
+        x = torch.randn([2, 3, 2, 2, 2, 2][:dims])
+        theirs, ours = getattr(torch.nn, f"BatchNorm{rank}")(3), getattr(nn, f"BatchNorm{rank}")(3)
+        allowed = dims in {"1d": (2, 3), "2d": (4,), "3d": (5,)}[rank]
+        for bn in (theirs, ours):
+            if allowed:
+                bn(x)
+            else:
+                with pytest.raises(ValueError, match=rf"expected .* input \(got {dims}D input\)"):
+                    bn(x)
+
+
+def test_act_module_has_torchs_state_and_shows_its_activation() -> None:
+    bn = nn.BatchNormAct2d(3, 1e-3, None, activation="leaky_relu", activation_parameters={"negative_slope": 0.2})
+    assert isinstance(bn, (nn.BatchNorm2d, torch.nn.BatchNorm2d))
+    torch.nn.BatchNorm2d(3).load_state_dict(bn.state_dict())
+    assert repr(bn).endswith("activation='leaky_relu', activation_parameters={'negative_slope': 0.2})")
+    x, r = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    expected = F.leaky_relu(F.batch_norm(x, None, None, training=True, eps=1e-3) + r, 0.2)
+    torch.testing.assert_close(copy.deepcopy(bn)(x, r), expected)
+
+
+def test_wider_residual_widens_the_result() -> None:
+    x, r = torch.randn(4, 3).bfloat16().requires_grad_(), torch.randn(4, 3, requires_grad=True)
+    for training in (True, False):
+        y = bpF.batch_norm_act(x, ONES, ONES, None, None, r, training, activation="relu")
+        y.sum().backward()
+        assert y.dtype == (F.batch_norm(x, ONES, ONES, training=training) + r).dtype
+        assert (x.grad.dtype, r.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_saves_the_input_and_never_the_pre_activation() -> None:
+    for activation, extra in (("gelu", 0), ("relu", 1)):
+        x = torch.randn(64, 32, requires_grad=True)
+        large: set[int] = set()
+
+        def pack(t: Tensor, large: set[int] = large) -> Tensor:
+            large.update([t.untyped_storage().data_ptr()] if t.numel() == 64 * 32 else [])
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = bpF.batch_norm_act(x, None, None, torch.ones(32), training=True, activation=activation)
+        expected = {x.untyped_storage().data_ptr()} | ({y.untyped_storage().data_ptr()} if extra else set())
+        assert large == expected
+
+
+def test_transforms_do_as_torch_with_buffers() -> None:
+    """A buffer that is not batched cannot take a batched update; without buffers everything works."""
+    x = torch.randn(2, 5, 3)
+    for bn in (torch.nn.BatchNorm1d(3), nn.BatchNorm1d(3)):
+        with pytest.raises(RuntimeError):
+            torch.func.vmap(bn)(x)
+    ours, theirs = (cls(3, track_running_stats=False) for cls in (nn.BatchNorm1d, torch.nn.BatchNorm1d))
+    torch.testing.assert_close(torch.func.vmap(ours)(x), torch.func.vmap(theirs)(x))
+    gradient = torch.func.grad(lambda x: nn.BatchNorm1d(3).eval()(x).square().sum())(x[0])
+    expected = torch.func.grad(lambda x: torch.nn.BatchNorm1d(3).eval()(x).square().sum())(x[0])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_traced_graph_moves_the_buffers_when_it_runs() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNormAct1d(3, momentum=None, activation="relu")
+
+        def forward(self, x: Tensor, r: Tensor) -> Tensor:
+            return self.bn(x, r)
+
+    model = Model()
+    traced = torch.fx.symbolic_trace(model)
+    assert model.bn.num_batches_tracked == 0
+    x, r = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(traced(x, r), copy.deepcopy(model)(x, r))
+    assert traced.bn.num_batches_tracked == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_training_step_compiles_to_one_graph(backend: str, momentum: float | None) -> None:
+    module = nn.BatchNormAct2d(3, momentum=momentum, activation="gelu").double()
+    compiled = torch.compile(copy.deepcopy(module), backend=backend, fullgraph=True)
+    for _ in range(2):
+        x, dy = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 4, 4).double()
+        torch.testing.assert_close(step(compiled._orig_mod, x, dy), step(module, x, dy))
+        results = []
+        for f in (compiled, module):
+            leaf = x.clone().requires_grad_()
+            f(leaf).backward(dy)
+            results.append((leaf.grad, f.running_mean, f.running_var, f.num_batches_tracked))
+        torch.testing.assert_close(*results)
+
+
+def test_lazy_batch_norm_is_torchs() -> None:
+    assert nn.LazyBatchNorm1d is torch.nn.LazyBatchNorm1d
