@@ -42,12 +42,11 @@ def draw_mask(
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._are_functorch_transforms_active()
-    if not plain or torch.compiler.is_compiling():
-        # Compilers and tensor subclasses know rand_like, and vmap's ``randomness`` governs it.
-        return torch.rand_like(x.new_empty(size, dtype=torch.float32), generator=generator) >= p
-    if x.device.type != "cpu":
-        return torch.rand(size, generator=generator, device=x.device) >= p
+    if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
+        return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
+    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+        return torch.rand(size, generator=generator, device=x.device) >= p  # vmap's ``randomness`` governs it
     # Several times faster than bernoulli_ or rand: each 64-bit draw serves two or four elements.
     count = math.prod(size)
     dtype = torch.int16 if count >= 2**16 and 2**-8 <= p <= 1 - 2**-8 else torch.int32
