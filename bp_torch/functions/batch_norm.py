@@ -119,8 +119,8 @@ def _fused_forward(
     """z, mean, var.
 
     ATen adds up a contiguous plane in float64, but rows one by one in their own dtype: at a mean of 1e5 and a deviation
-    of 1 its variance was 130 for NHWC float32 data, 850 for (65536, 8). What it returns is the variance about its own mean
-    m, var + (mean - m)²; a small excess is subtracted, and with a large one the statistics are those of x - mean.
+    of 1 its variance was 130 for NHWC float32 data, 850 for (65536, 8). It returns the variance about its own mean m,
+    var + (mean - m)²; a small excess is subtracted, and with a large one the statistics are those of x - mean.
     """
     x = _wide(x)
     m, var = torch.batch_norm_update_stats(x, None, None, 0.0)
@@ -386,8 +386,11 @@ class SyncStatisticsFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = _statistics(x)
-        own = torch.stack([mean, var, torch.full_like(mean, x.shape[0] * x.shape[2:].numel())]).double()
+        mean = _wide(x).sum(_dims(x)) / _count(x)
+        z = x - _channel(mean, x)  # its own mean is what rounding lost
+        rest, var = torch.batch_norm_update_stats(z, None, None, 0.0) if _fused(z) else _statistics(z)
+        rows = torch.full_like(mean, x.shape[0] * x.shape[2:].numel())
+        own = torch.stack([mean.double() + rest, var.double(), rows.double()])
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, own, group=group)
         means, variances, counts = torch.stack(parts, dim=1)

@@ -19,8 +19,8 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "DistributedBatchNorm",
     "SyncBatchNorm",
-    "SyncBatchNormAct",
 ]
 
 
@@ -118,7 +118,8 @@ class _Act(_BatchNorm):
         return self._normalize(input, residual)
 
     def extra_repr(self) -> str:
-        text = f"{super().extra_repr()}, activation={self.activation!r}"
+        text = super().extra_repr()
+        text += "" if self.activation is None else f", activation={self.activation!r}"
         return text + (f", activation_parameters={self.activation_parameters}" if self.activation_parameters else "")
 
 
@@ -134,36 +135,58 @@ class BatchNormAct3d(_Act, BatchNorm3d):
     __doc__ = _Act.__doc__
 
 
-class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
-    """y = γ x̂ + β, in training by the statistics of all ranks' rows. It also works on the CPU, with gloo.
+class DistributedBatchNorm(_Act):
+    """y = f(γ x̂ + β + residual), in training by the statistics of all ranks' rows. It also works on the CPU, with gloo.
 
-    Arguments, state_dict and repr of :class:`torch.nn.SyncBatchNorm`. In evaluation, without a process group, and in a
-    group of one it is an ordinary batch norm. Ranks may differ in their number of rows, and a rank may have none; every
-    rank must take part in every forward and backward. The backward can be differentiated again.
+    Arguments, state_dict and repr of :class:`torch.nn.SyncBatchNorm`; ``activation`` and ``activation_parameters`` as
+    :class:`BatchNormAct1d`. In evaluation, without a process group, and in a group of one it is an ordinary batch norm.
+    Ranks may differ in their number of rows, and a rank may have none; every rank must take part in every forward and
+    backward. The backward can be differentiated again.
+
+    DistributedDataParallel takes it on the CPU, where it refuses :class:`SyncBatchNorm`, the same layer as a subclass
+    of torch's.
     """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        activation_parameters: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        options |= {"activation": activation, "activation_parameters": activation_parameters}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        self.process_group = process_group
 
     def _synchronized(self) -> bool:
         return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
 
     def _check_input_dim(self, input: Tensor) -> None:
-        super()._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+        if input.size(1) == 0:
+            raise ValueError(f"{type(self).__name__} number of input channels should be non-zero")
 
     @classmethod
     def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
         """``module`` with each batch norm in it replaced by this class, on the same parameters and buffers.
 
-        One with an activation becomes :class:`SyncBatchNormAct`. If ``module`` itself is a batch norm, a new one is
-        returned.
+        An activation is kept. If ``module`` itself is a batch norm, a new one is returned.
         """
         output = module
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             options: dict[str, Any] = {"process_group": process_group}
-            kind: type[SyncBatchNorm] = cls
-            if isinstance(module, _Act):
-                kind = SyncBatchNormAct
+            if isinstance(module, _BatchNorm):
                 options |= {"activation": module.activation, "activation_parameters": module.activation_parameters}
-            output = kind(
+            output = cls(
                 module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, **options
             )
             output.weight, output.bias = module.weight, module.bias
@@ -177,5 +200,8 @@ class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
         return output
 
 
-class SyncBatchNormAct(_Act, SyncBatchNorm):
-    """:class:`SyncBatchNorm` with an activation and a residual: y = f(γ x̂ + β + residual)."""
+class SyncBatchNorm(DistributedBatchNorm, torch.nn.SyncBatchNorm):
+    """:class:`DistributedBatchNorm` as a subclass of :class:`torch.nn.SyncBatchNorm`.
+
+    DistributedDataParallel refuses every subclass of torch's on the CPU: give it :class:`DistributedBatchNorm` there.
+    """
