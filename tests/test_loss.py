@@ -148,9 +148,7 @@ def test_class_options(
     reduction=REDUCTIONS,
     frozen=st.booleans(),
 )
-def test_probability_options(
-    shape: list[int], weighted: bool, smoothing: float, reduction: str, frozen: bool
-) -> None:
+def test_probability_options(shape: list[int], weighted: bool, smoothing: float, reduction: str, frozen: bool) -> None:
     x, q = torch.randn(2, *shape, dtype=torch.float64).unbind()
     w = torch.rand(shape[0] if len(shape) == 1 else shape[1], dtype=torch.float64)
     options = {"label_smoothing": smoothing, "reduction": reduction}

@@ -61,7 +61,7 @@ def cross_entropy(
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight=weight,  # type: ignore[arg-type]
+            cross_entropy, (input, target, weight), input, target, weight=weight,
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
             label_smoothing=label_smoothing,
         )  # fmt: skip
@@ -117,7 +117,7 @@ def nll_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            nll_loss, (input, target, weight), input, target, weight=weight,  # type: ignore[arg-type]
+            nll_loss, (input, target, weight), input, target, weight=weight,
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
         )  # fmt: skip
     _check_given("nll_loss", input=input, target=target)
@@ -151,7 +151,7 @@ def mse_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            mse_loss, (input, target, weight), input, target,  # type: ignore[arg-type]
+            mse_loss, (input, target, weight), input, target,
             size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = _reduction("mse_loss", size_average, reduce, reduction)
@@ -169,7 +169,7 @@ def l1_loss(
     """|x - t|, as :func:`torch.nn.functional.l1_loss`. Arguments and errors: as :func:`mse_loss`."""
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            l1_loss, (input, target, weight), input, target,  # type: ignore[arg-type]
+            l1_loss, (input, target, weight), input, target,
             size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
         )  # fmt: skip
     reduction = _reduction("l1_loss", size_average, reduce, reduction)
@@ -213,7 +213,7 @@ def huber_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
-            huber_loss, (input, target, weight), input, target,  # type: ignore[arg-type]
+            huber_loss, (input, target, weight), input, target,
             reduction=reduction, delta=delta, weight=weight,
         )  # fmt: skip
     reduction = _reduction("huber_loss", None, None, reduction)
@@ -247,7 +247,7 @@ def binary_cross_entropy_with_logits(
     if has_torch_function_variadic(input, target, weight, pos_weight):
         return handle_torch_function(
             binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight),  # type: ignore[arg-type]
+            (input, target, weight, pos_weight),
             input, target, weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
             pos_weight=pos_weight,
         )  # fmt: skip

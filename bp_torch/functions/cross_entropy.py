@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from .function import Function
-from .loss import NARROW, fast_on_cpu, reduce, spread, wide
+from .loss import KINDS, NARROW, fast_on_cpu, reduce, spread, wide
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
 
 aten = torch.ops.aten
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 
 CHUNK = 2**17
 """Elements of x that one step of a fast path takes: their temporaries stay in a core's cache."""
-KINDS = {"none": 0, "mean": 1, "sum": 2}
 SMALL = 2**14
 """Up to so many logits, the number of operators matters more than the passes over memory."""
 
@@ -222,7 +222,7 @@ def _is_small(x: Tensor, smoothing: float) -> bool:
     return smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL
 
 
-def _small(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, ...]:
+def _small(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Statistics:
     """Few logits: ATen's kernel picks, weighs, ignores, reduces and checks the range in one call."""
     c, m = class_dim(x), _shift(x)
     u = torch.sub(x, m)

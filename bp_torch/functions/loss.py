@@ -39,10 +39,10 @@ class Error:
     drho: Callable[[Tensor, float], Tensor]
     formula: str
     source: str
-    native: Callable[[Tensor, Tensor, float], Tensor] | None = None
-    """ATen's kernel of Σ ρ(x - t), of (x, t, parameter)."""
-    native_backward: Callable[[Tensor, Tensor, Tensor, float, Tensor], Tensor] | None = None
-    """ATen's kernel of dR ρ′(x - t), of (dR, x, t, parameter, where to write it)."""
+    native: Callable[[Tensor, Tensor, int, float], Tensor] | None = None
+    """ATen's kernel of R(ρ(x - t)), of (x, t, ATen's number for R, parameter)."""
+    native_backward: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor] | None = None
+    """ATen's kernel of dR ρ′(x - t), of (dloss, x, t, ATen's number for R, parameter, where to write it)."""
 
 
 def _smooth_l1(e: Tensor, beta: float) -> Tensor:
@@ -55,14 +55,15 @@ def _huber(e: Tensor, delta: float) -> Tensor:
     return c * (e - 0.5 * c)
 
 
-aten, SUM = torch.ops.aten, 2  # SUM: ATen's number for the reduction
+aten = torch.ops.aten
+KINDS = {"none": 0, "mean": 1, "sum": 2}
 
 ERRORS: dict[str, Error] = {
     "mse": Error(
         rho=lambda e, _: e * e, drho=lambda e, _: 2 * e,
         formula="e²", source="torch.nn.MSELoss",
-        native=lambda x, t, _: aten.mse_loss.default(x, t, SUM),
-        native_backward=lambda g, x, t, _, dx: aten.mse_loss_backward.grad_input(g, x, t, SUM, grad_input=dx),
+        native=lambda x, t, kind, _: aten.mse_loss.default(x, t, kind),
+        native_backward=lambda g, x, t, kind, _, dx: aten.mse_loss_backward.grad_input(g, x, t, kind, grad_input=dx),
     ),
     "l1": Error(
         rho=lambda e, _: e.abs(), drho=lambda e, _: torch.sign(e),
@@ -71,16 +72,18 @@ ERRORS: dict[str, Error] = {
     "smooth_l1": Error(
         rho=_smooth_l1, drho=lambda e, beta: (e / beta).clamp(-1, 1),
         formula="e²/(2β) if |e| < β else |e| - β/2", source="torch.nn.SmoothL1Loss; Girshick 2015, arXiv:1504.08083",
-        native=lambda x, t, beta: aten.smooth_l1_loss.default(x, t, SUM, beta),
-        native_backward=lambda g, x, t, beta, dx: aten.smooth_l1_loss_backward.grad_input(
-            g, x, t, SUM, beta, grad_input=dx
+        native=lambda x, t, kind, beta: aten.smooth_l1_loss.default(x, t, kind, beta),
+        native_backward=lambda g, x, t, kind, beta, dx: aten.smooth_l1_loss_backward.grad_input(
+            g, x, t, kind, beta, grad_input=dx
         ),
     ),
     "huber": Error(
         rho=_huber, drho=lambda e, delta: e.clamp(-delta, delta),
         formula="e²/2 if |e| ≤ δ else δ (|e| - δ/2)", source="torch.nn.HuberLoss; Huber 1964",
-        native=lambda x, t, delta: aten.huber_loss.default(x, t, SUM, delta),
-        native_backward=lambda g, x, t, delta, dx: aten.huber_loss_backward.out(g, x, t, SUM, delta, grad_input=dx),
+        native=lambda x, t, kind, delta: aten.huber_loss.default(x, t, kind, delta),
+        native_backward=lambda g, x, t, kind, delta, dx: aten.huber_loss_backward.out(
+            g, x, t, kind, delta, grad_input=dx
+        ),
     ),
 }  # fmt: skip
 
@@ -124,15 +127,17 @@ class ErrorLossFunction(Function):
         x: Tensor, t: Tensor, w: Tensor | None, error: str, parameter: float, reduction: str, dtype: torch.dtype
     ) -> Tensor:
         row = ERRORS[error]
-        if w is None and reduction != "none" and _in_chunks(x, t):
-            native = row.native if x.dtype == t.dtype and x.dtype not in NARROW else None
-            L = torch.stack(
-                [
-                    row.rho(wide(a) - wide(b), parameter).sum() if native is None else native(a, b, parameter)
-                    for a, b in _chunks(x, t)
-                ]
-            ).sum()
-            return (L / x.numel() if reduction == "mean" else L).to(dtype)
+        if w is None and fast_on_cpu(x, t):
+            native = row.native if x.dtype == t.dtype == dtype and dtype not in NARROW else None
+            if reduction != "none" and _in_chunks(x, t):
+                if native is None:
+                    parts = [row.rho(wide(a) - wide(b), parameter).sum() for a, b in _chunks(x, t)]
+                else:
+                    parts = [native(a, b, KINDS["sum"], parameter) for a, b in _chunks(x, t)]
+                L = torch.stack(parts).sum()
+                return (L / x.numel() if reduction == "mean" else L).to(dtype)
+            if native is not None:
+                return native(x, t, KINDS[reduction], parameter)
         L = row.rho(wide(x) - wide(t), parameter)
         if w is not None:
             L = L * wide(w)
@@ -155,17 +160,20 @@ class ErrorLossFunction(Function):
         dR = spread(wide(dloss), ctx.reduction, total)
         dx = dw = None
         if need_x or need_t:
-            if w is None and ctx.reduction != "none" and _in_chunks(x, t, dloss):
+            fast = w is None and fast_on_cpu(x, t, dloss)
+            native = row.native_backward if x.dtype == t.dtype == dR.dtype else None
+            if fast and native is not None and (ctx.reduction == "none" or not _in_chunks(x, t)):
+                dx = native(dloss, x, t, KINDS[ctx.reduction], ctx.parameter, torch.empty_like(x))
+            elif fast and ctx.reduction != "none" and _in_chunks(x, t):
                 dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
-                native = row.native_backward if x.dtype == t.dtype == dR.dtype else None
                 for a, b, d in _chunks(x, t, dx):
                     if native is None:
                         torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
                     else:
-                        native(dR, a, b, ctx.parameter, d)
+                        native(dR, a, b, KINDS["sum"], ctx.parameter, d)
             else:
                 dx = row.drho(wide(x) - wide(t), ctx.parameter) * (dR if w is None else dR * w)
-        if need_w:
+        if need_w and w is not None:
             L = row.rho(wide(x) - wide(t), ctx.parameter)
             dw = (L * dR).sum_to_size(w.shape)
             if ctx.reduction == "weighted mean":
@@ -190,7 +198,7 @@ class ErrorLossFunction(Function):
         tL = tL if w is None else tL * w
         tL = tL if tw is None else tL + L * tw
         tloss = reduce(tL, ctx.reduction, total)
-        if tw is not None and ctx.reduction == "weighted mean":
+        if w is not None and tw is not None and ctx.reduction == "weighted mean":
             tloss = tloss - (L * w).sum() / total * tw.sum() / total
         return tloss.to(ctx.dtype)
 
@@ -200,9 +208,9 @@ def _total(reduction: str, x: Tensor, w: Tensor | None) -> Tensor | float:
     return wide(w).sum() if reduction == "weighted mean" and w is not None else float(x.numel()) or math.nan
 
 
-def _in_chunks(x: Tensor, t: Tensor, *others: Tensor) -> bool:
+def _in_chunks(x: Tensor, t: Tensor) -> bool:
     """Whether x and t are large and laid out alike, so that a pass over them may go piece by piece."""
-    return x.numel() > CHUNK and x.is_contiguous() and t.is_contiguous() and fast_on_cpu(x, t, *others)
+    return x.numel() > CHUNK and x.is_contiguous() and t.is_contiguous()
 
 
 def _chunks(*tensors: Tensor) -> Any:
@@ -219,7 +227,7 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Tensor:
         dtype = t.dtype
-        if w is None and pi is None and reduction != "none" and _in_chunks(x, t):
+        if w is None and pi is None and reduction != "none" and _in_chunks(x, t) and fast_on_cpu(x, t):
             L = torch.stack([_bce(wide(a), wide(b), None).sum() for a, b in _chunks(x, t)]).sum()
             return (L / x.numel() if reduction == "mean" else L).to(dtype)
         x, t, w, pi = _all_wide(x, t, w, pi)
@@ -239,14 +247,14 @@ class BCEWithLogitsFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w, pi = ctx.saved_tensors
         need_x, need_t = ctx.needs_input_grad[:2]
-        if need_x and not need_t and w is None and pi is None and ctx.reduction != "none" and _in_chunks(x, t, dloss):
-            dR = spread(wide(dloss), ctx.reduction, float(x.numel()))
+        alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
+        dR: Any = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
+        if alone and _in_chunks(x, t) and fast_on_cpu(x, t, dloss):
             dx = torch.empty_like(x)
             for a, b, d in _chunks(x, t, dx):
                 torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
             return dx, None, None, None, None
         x, t, w, pi = _all_wide(x, t, w, pi)
-        dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
         dR = dR if w is None else dR * w
         dx = (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None
         dt = (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None
