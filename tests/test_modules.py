@@ -106,7 +106,7 @@ OWN = [
     ModuleCase("MLP", "ResidualFunction", (3, [4, 4], 2), {"residual": True, "dropout": 0.3}, stochastic=True),
 ]
 # Made of processes or of other modules: tested in their own files.
-ELSEWHERE = {"SyncBatchNorm", "Residual", "L1Penalty", "L2Penalty", "ElasticNetPenalty"}
+ELSEWHERE = {"DistributedBatchNorm", "SyncBatchNorm", "Residual", "L1Penalty", "L2Penalty", "ElasticNetPenalty"}
 
 drop_in = pytest.mark.parametrize("case", CASES, ids=str)
 any_module = pytest.mark.parametrize("case", [*CASES, *OWN], ids=str)
