@@ -156,15 +156,16 @@ class ErrorLossFunction(Function):
         x, t, w = ctx.saved_tensors
         w = None if w is None else wide(w)
         need_x, need_t, need_w = ctx.needs_input_grad[:3]
-        row, total = ERRORS[ctx.error], _total(ctx.reduction, x, w)
+        row, dx, dw = ERRORS[ctx.error], None, None
+        fast = w is None and fast_on_cpu(x, t, dloss)
+        native = row.native_backward if x.dtype == t.dtype == dloss.dtype and x.dtype not in NARROW else None
+        if fast and native is not None and (ctx.reduction == "none" or not _in_chunks(x, t)):
+            dx = native(dloss, x, t, KINDS[ctx.reduction], ctx.parameter, torch.empty_like(x))
+            return dx if need_x else None, -dx if need_t else None, *(None,) * 5
+        total = _total(ctx.reduction, x, w)
         dR = spread(wide(dloss), ctx.reduction, total)
-        dx = dw = None
         if need_x or need_t:
-            fast = w is None and fast_on_cpu(x, t, dloss)
-            native = row.native_backward if x.dtype == t.dtype == dR.dtype else None
-            if fast and native is not None and (ctx.reduction == "none" or not _in_chunks(x, t)):
-                dx = native(dloss, x, t, KINDS[ctx.reduction], ctx.parameter, torch.empty_like(x))
-            elif fast and ctx.reduction != "none" and _in_chunks(x, t):
+            if fast and ctx.reduction != "none" and _in_chunks(x, t):
                 dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
                 for a, b, d in _chunks(x, t, dx):
                     if native is None:
@@ -254,7 +255,7 @@ class BCEWithLogitsFunction(Function):
             for a, b, d in _chunks(x, t, dx):
                 torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
             return dx, None, None, None, None
-        x, t, w, pi = _all_wide(x, t, w, pi)
+        x, t, w, pi = wide(x), wide(t), *_all_wide(w, pi)
         dR = dR if w is None else dR * w
         dx = (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None
         dt = (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None
