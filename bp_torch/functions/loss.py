@@ -249,17 +249,21 @@ class BCEWithLogitsFunction(Function):
         x, t, w, pi = ctx.saved_tensors
         need_x, need_t = ctx.needs_input_grad[:2]
         alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
-        dR: Any = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
+        dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
         if alone and _in_chunks(x, t) and fast_on_cpu(x, t, dloss):
             dx = torch.empty_like(x)
             for a, b, d in _chunks(x, t, dx):
                 torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
             return dx, None, None, None, None
-        x, t, w, pi = wide(x), wide(t), *_all_wide(w, pi)
+        x, t, w, pi = _all_wide(x, t, w, pi)
         dR = dR if w is None else dR * w
-        dx = (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None
-        dt = (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None
-        return dx, dt, None, None, None
+        return (
+            (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None,
+            (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None,
+            None,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, *_: None) -> Tensor:
