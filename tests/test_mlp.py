@@ -155,6 +155,31 @@ def test_compiled(norm: str | None) -> None:
     torch.testing.assert_close(compiled.eval()(x), mlp.eval()(x))
 
 
+@pytest.mark.contract("compile", function="ResidualFunction")
+@pytest.mark.parametrize("residual", [False, True])
+def test_compiled_for_any_batch_size(residual: bool) -> None:
+    mlp = nn.MLP(5, [6, 6, 6], 3, residual=residual, dropout=0.2, activation="gelu")
+    compiled = torch.compile(mlp, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (7, 4):
+        compiled(torch.randn(rows, 5)).sum().backward()
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(compiled.eval()(x), mlp.eval()(x))
+
+
+@pytest.mark.contract("export, fx", function="ResidualFunction")
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_exported_and_traced(norm: str | None) -> None:
+    mlp, x = nn.MLP(5, WIDTHS, 3, norm=norm, residual=True, dropout=0.2), torch.randn(7, 5)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(mlp))
+    torch.manual_seed(1)
+    expected = copy.deepcopy(mlp)(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(traced(x), expected)
+    mlp.eval()
+    exported = torch.export.export(mlp, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    torch.testing.assert_close(exported.module()(x[:4]), mlp(x[:4]))
+
+
 def test_device_and_dtype() -> None:
     for norm in (None, "batch"):
         mlp = nn.MLP(5, WIDTHS, 3, norm=norm, residual=True, device="meta", dtype=torch.float64)

@@ -65,7 +65,7 @@ def check_weight(function: str, weight: Any) -> None:
     """TypeError unless it is a number, ValueError unless it is ≥ 0."""
     if not isinstance(weight, numbers.Real):
         raise TypeError(f"{function}(): 'weight': expected a number, got {type(weight).__name__}")
-    if not weight >= 0:
+    if not float(weight) >= 0:
         raise ValueError(f"{function}(): 'weight': expected a number ≥ 0, got {weight}")
 
 

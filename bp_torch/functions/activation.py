@@ -29,10 +29,6 @@ __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backwa
 
 aten = torch.ops.aten
 
-SQRT_2 = math.sqrt(2.0)
-SQRT_2_PI = math.sqrt(2.0 * math.pi)
-GELU_A = math.sqrt(2.0 / math.pi)  # tanh approximation, Hendrycks & Gimpel 2016, arXiv:1606.08415
-GELU_B = 0.044715
 SELU_ALPHA = 1.6732632423543772848170429916717  # Klambauer et al. 2017, arXiv:1706.02515
 SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -60,9 +56,14 @@ class Activation:
     instead: Activation | None = None
 
 
+# gelu's constants stand in the code as numbers: under ``dynamic=True`` Dynamo takes a module's float for an input, and
+# fails when a second Function's backward uses it.
+
+
 def _gelu_tanh_parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """tanh(u) and du/dx, with u = √(2/π) (x + 0.044715 x³)."""
-    return torch.tanh(GELU_A * (x + GELU_B * x**3)), GELU_A * (1 + 3 * GELU_B * x**2)
+    """tanh(u) and du/dx, with u = √(2/π) (x + 0.044715 x³): Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+    a = 0.7978845608028654  # √(2/π)
+    return torch.tanh(a * (x + 0.044715 * x**3)), a * (1 + 3 * 0.044715 * x**2)
 
 
 def _gelu_tanh_df(x: Tensor) -> Tensor:
@@ -72,15 +73,16 @@ def _gelu_tanh_df(x: Tensor) -> Tensor:
 
 def _gelu_tanh_ddf(x: Tensor) -> Tensor:
     t, du = _gelu_tanh_parts(x)
-    return (1 - t**2) * (du + 0.5 * x * (GELU_A * 6 * GELU_B * x - 2 * t * du**2))
+    d2u = 0.7978845608028654 * 6 * 0.044715 * x
+    return (1 - t**2) * (du + 0.5 * x * (d2u - 2 * t * du**2))
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(-x / SQRT_2)
+    return 0.5 * torch.erfc(-x / 1.4142135623730951)
 
 
 def _normal_pdf(x: Tensor) -> Tensor:
-    return torch.exp(-0.5 * x**2) / SQRT_2_PI
+    return torch.exp(-0.5 * x**2) / 2.5066282746310002
 
 
 def _silu_df(x: Tensor) -> Tensor:
