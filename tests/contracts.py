@@ -1,7 +1,8 @@
 """Collects which contract held for which Function, and writes docs/contracts.md from it.
 
-A test that shows a contract carries ``@pytest.mark.contract("double backward")``; the Function is the ``function`` of its
-``case`` parameter, or is named in the marker. ``pytest --contracts docs/contracts.md`` writes the table of a whole run.
+A test that shows a contract carries ``@pytest.mark.contract("double backward")``; the Function is the ``function`` of
+its ``case`` parameter, or is named in the marker. ``pytest --contracts docs/contracts.md`` writes the table of a
+whole run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONTRACTS = {
     "dtypes": "float32, bfloat16, float16: error against float64 at most twice torch's; autocast gives torch's dtypes",
     "layouts": "transposed, sliced and zero-stride inputs and gradients; memory format as torch's",
     "edges": "empty batches; NaN and Inf where torch has them",
-    "safety": "in-place change of a saved tensor is refused; nothing passed in is overwritten; a second backward agrees",
+    "safety": "changing a saved tensor is refused; nothing passed in is overwritten; a second backward agrees",
     "frozen": "each choice of inputs that need gradients; nothing else is computed or saved",
     "randomness": "torch's generator decides; masks agree under checkpointing",
     "determinism": "the same bits, run after run",
@@ -57,8 +58,9 @@ def table(outcomes: dict[tuple[str, str], list[bool]]) -> str:
     lines = [
         "# Contracts",
         "",
-        "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for that",
-        "Function on the CPU; one failure makes it **fail**; an empty cell means that the contract says nothing there.",
+        "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for",
+        "that Function on the CPU; one failure makes it **fail**; an empty cell means that the contract says nothing",
+        "there.",
         "",
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

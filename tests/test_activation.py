@@ -210,7 +210,7 @@ def test_memory_format_is_kept() -> None:
 
 
 def test_unknown_name_and_parameter_are_named() -> None:
-    with pytest.raises(ValueError, match="'activation': expected one of .*relu.*, got 'rleu'"):
+    with pytest.raises(ValueError, match=r"'activation': expected one of .*relu.*, got 'rleu'"):
         bpF.activation(torch.ones(1), "rleu")
     with pytest.raises(ValueError, match="'activation_parameters': leaky_relu takes negative_slope, got 'slope'"):
         bpF.activation(torch.ones(1), "leaky_relu", {"slope": 0.2})
@@ -231,10 +231,13 @@ def test_unknown_name_and_parameter_are_named() -> None:
 )
 def test_what_torch_refuses_is_refused(ours, theirs) -> None:
     x = torch.randn(3)
-    with pytest.raises(Exception, match=".") as expected:
+    try:
         theirs(x)
-    with pytest.raises(expected.type):
-        ours(x)
+    except Exception as error:
+        with pytest.raises(type(error)):
+            ours(x)
+    else:
+        pytest.fail("torch accepts this")
 
 
 def test_sin_module() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 contract = pytest.mark.contract
-LOW = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
+LOW = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 """dtypes and the relative error of one rounding."""
 
 
@@ -279,6 +280,16 @@ def test_non_finite_values_pass_as_torch_passes_them(case: Case, value: float) -
     torch.testing.assert_close(case.ours(*poisoned()), case.theirs(*poisoned()), equal_nan=True)
 
 
+@contextlib.contextmanager
+def expect_in_place_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            pytest.fail(f"another error: {error}")
+        raise
+
+
 @contract("safety")
 @every_case
 def test_in_place_change_is_refused_or_harmless(case: Case) -> None:
@@ -294,11 +305,10 @@ def test_in_place_change_is_refused_or_harmless(case: Case) -> None:
         out = tuple(y * 1 for y in ys)
         with torch.no_grad():
             (inputs[changed] if changed < count else ys[0]).add_(7.0)
-        try:
+        grads = None
+        with contextlib.suppress(RuntimeError), expect_in_place_error():
             grads = torch.autograd.grad(out, roots, dys)
-        except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
-        else:
+        if grads is not None:
             torch.testing.assert_close(grads, right)
 
 

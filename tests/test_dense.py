@@ -194,7 +194,7 @@ def test_errors_of_dense_name_the_argument() -> None:
     x, W = torch.ones(2, 3), torch.ones(4, 3)
     with pytest.raises(RuntimeError, match=r"'residual': expected shape \(2, 4\), got \(4,\)"):
         bpF.dense(x, W, residual=torch.ones(4))
-    with pytest.raises(ValueError, match="'p': expected a probability between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"'p': expected a probability between 0 and 1, got 1\.5"):
         bpF.dense(x, W, p=1.5)
     with pytest.raises(ValueError, match="'dropout': expected a probability"):
         nn.Dense(3, 4, dropout=-0.1)

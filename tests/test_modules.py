@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bp_torch import nn
+from bp_torch.nn import activation as bp_activation
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ def classes() -> Tensor:
     return torch.tensor([0, 2, 1, 1])
 
 
-ACTIVATION_MODULES = """CELU ELU GELU SELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid Mish ReLU ReLU6
-    SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink""".split()
+ACTIVATION_MODULES = [name for name in bp_activation.__all__ if hasattr(torch.nn, name)]
 
 CASES = [
     *(ModuleCase(name, "ActivationFunction") for name in ACTIVATION_MODULES),

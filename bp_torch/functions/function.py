@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
-__all__ = ["Function", "call", "is_plain"]
+__all__ = ["Function", "call", "is_ordinary", "is_plain"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -45,17 +46,22 @@ class Function(torch.autograd.Function):
             cls.with_jvp = type(cls.__name__, (cls,), members)
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether no graph is recorded, no transform or compiler is at work, and all are ordinary tensors.
-
-    Only then may a fast path write in place into a tensor that it made itself, or call a kernel that has no derivative.
-    """
+def is_ordinary(*tensors: Tensor | None) -> bool:
+    """Whether no transform or compiler is at work, and all are ordinary tensors."""
     return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or any(t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)) for t in tensors)
     )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether besides no derivative is being taken: no graph is recorded, and no tangents may be there.
+
+    Only then may a fast path write in place into a tensor that it made itself, or call a kernel that has no derivative.
+    """
+    # Forward over reverse: tangents reach a backward that records no graph.
+    return not torch.is_grad_enabled() and is_ordinary(*tensors) and forward_ad._current_level < 0
 
 
 def call(function: type[Function], *args: Any) -> Any:

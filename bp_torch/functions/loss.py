@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .function import Function, is_plain
 
@@ -94,12 +93,8 @@ def wide(t: Tensor) -> Tensor:
 
 
 def fast_on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether these may go through ``out=`` and in-place operators: plain CPU tensors without tangents."""
-    return (
-        is_plain(*tensors)
-        and forward_ad._current_level < 0  # forward over reverse: a backward that records no graph carries tangents
-        and all(t is None or t.device.type == "cpu" for t in tensors)
-    )
+    """Whether these may go through ``out=`` and in-place operators: plain CPU tensors."""
+    return is_plain(*tensors) and all(t is None or t.device.type == "cpu" for t in tensors)
 
 
 def reduce(L: Tensor, reduction: str, total: Tensor | float | None = None) -> Tensor:

@@ -35,6 +35,7 @@ class Softmax2d(torch.nn.Softmax2d):
     """Softmax over the channels of (N, C, H, W) or (C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() not in (3, 4):
+        # A traced input has no dimensions yet.
+        if not isinstance(input, torch.fx.Proxy) and input.dim() not in (3, 4):
             raise ValueError(f"Softmax2d: 'input': expected 3 or 4 dimensions, got {input.dim()}")
         return functional.softmax(input, -3, _stacklevel=5)
