@@ -39,7 +39,7 @@ types: $(STAMP)
 
 # One thread for each worker: the workers already fill the cores.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts docs/contracts.md
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

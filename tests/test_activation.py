@@ -240,6 +240,20 @@ def test_what_torch_refuses_is_refused(ours, theirs) -> None:
         pytest.fail("torch accepts this")
 
 
+def test_one_graph_for_any_size_holds_every_activation() -> None:
+    """Parameters and constants stay numbers where shapes are symbolic."""
+
+    def all_of_them(x: Tensor) -> Tensor:
+        return torch.stack([bpF.activation(x, key) for key in KEYS])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(all_of_them, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (3, 7):
+        x = torch.randn(size, requires_grad=True)
+        torch.testing.assert_close(compiled(x), all_of_them(x))
+        torch.testing.assert_close(derivative(compiled, x), derivative(all_of_them, x))
+
+
 def test_sin_module() -> None:
     assert repr(nn.Sin()) == "Sin()"
     torch.testing.assert_close(nn.Sin()(torch.ones(2)), torch.sin(torch.ones(2)))

@@ -29,9 +29,6 @@ __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backwa
 
 aten = torch.ops.aten
 
-SELU_ALPHA = 1.6732632423543772848170429916717  # Klambauer et al. 2017, arXiv:1706.02515
-SELU_SCALE = 1.0507009873554804934193349852946
-
 
 @dataclass(frozen=True)
 class Activation:
@@ -105,12 +102,29 @@ def _mish_ddf(x: Tensor) -> Tensor:
     return s * (1 - t**2) * (2 + x * (1 - s) - 2 * x * s * t)
 
 
-def _elu_df(x: Tensor, alpha: float, scale: float = 1.0, rate: float = 1.0) -> Tensor:
-    return torch.where(x <= 0, alpha * scale * rate * torch.exp(rate * x.clamp(max=0)), scale)
+def _exp_left(x: Tensor) -> Tensor:
+    """eˣ for x ≤ 0, and 1 to the right, where it is not used and must not overflow."""
+    return torch.exp(x.clamp(max=0))
 
 
-def _elu_ddf(x: Tensor, alpha: float, scale: float = 1.0, rate: float = 1.0) -> Tensor:
-    return torch.where(x <= 0, alpha * scale * rate**2 * torch.exp(rate * x.clamp(max=0)), 0.0)
+def _selu_constants() -> tuple[float, float]:
+    """α and λ. Numbers in the code, because Dynamo takes a module's floats for inputs of a dynamic graph."""
+    return 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
+
+def _selu_df(x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return torch.where(x <= 0, scale * alpha * _exp_left(x), scale)
+
+
+def _selu_ddf(x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return torch.where(x <= 0, scale * alpha * _exp_left(x), 0.0)
+
+
+def _selu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return aten.elu_backward.default(dy, alpha, scale, 1, False, x)
 
 
 def _softplus_df(y: Tensor, beta: float, threshold: float) -> Tensor:
@@ -152,9 +166,8 @@ def _clipped(y: Tensor, low: float, high: float) -> Tensor:
 
 
 def _exact_in_16_bits(value: float) -> bool:
-    """Whether bfloat16 and float16 both hold the value exactly: 8 significant bits, in float16's range."""
-    mantissa, _ = math.frexp(value)
-    return value == 0 or math.isinf(value) or (2**-14 <= abs(value) <= 65504 and (256 * mantissa).is_integer())
+    """Multiples of 1/16 up to 8 have 8 significant bits: bfloat16 and float16 hold them exactly."""
+    return -8 <= value <= 8 and (16 * value) % 1 == 0
 
 
 def _hardtanh_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
@@ -194,24 +207,27 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     ),
     "elu": Activation(
-        f=F.elu, df=_elu_df, ddf=_elu_ddf, saves="input",
+        f=F.elu,
+        df=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 1.0),
+        ddf=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 0.0),
+        saves="input",
         formula="x if x > 0 else α (eˣ - 1)", derivative="1 if x > 0 else α eˣ", source="torch.nn.ELU",
         parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
         native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1, False, x),
     ),
     "selu": Activation(
         f=F.selu,
-        df=lambda x: _elu_df(x, SELU_ALPHA, SELU_SCALE),
-        ddf=lambda x: _elu_ddf(x, SELU_ALPHA, SELU_SCALE),
+        df=_selu_df,
+        ddf=_selu_ddf,
         saves="input",
-        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ", source="torch.nn.SELU",
+        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ", source="torch.nn.SELU; arXiv:1706.02515",
         kinks=lambda: (0.0,),
-        native=lambda dy, x: aten.elu_backward.default(dy, SELU_ALPHA, SELU_SCALE, 1, False, x),
+        native=_selu_backward,
     ),
     "celu": Activation(
         f=F.celu,
-        df=lambda x, alpha: _elu_df(x, alpha, 1.0, 1 / alpha),
-        ddf=lambda x, alpha: _elu_ddf(x, alpha, 1.0, 1 / alpha),
+        df=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha), 1.0),
+        ddf=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha) / alpha, 0.0),
         saves="input",
         formula="x if x > 0 else α (exp(x/α) - 1)", derivative="1 if x > 0 else exp(x/α)", source="torch.nn.CELU",
         parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
