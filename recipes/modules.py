@@ -81,12 +81,13 @@ class Classifier(LightningModule):
     def _scheduler(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.make_schedule is not None
         schedule = self.make_schedule(optimizer)
-        # Lightning advances a per-epoch schedule after it has saved the epoch's checkpoint, so a resumed run would be
-        # one epoch behind. "Every so many steps" happens before, and comes to the same epochs.
+        if not isinstance(schedule, ReduceLROnPlateau):
+            return {"scheduler": schedule, "interval": self.interval}
+        # Lightning advances this one at the end of an epoch, but after the epoch's checkpoint is saved, so a resumed
+        # run would be an epoch behind. "Every so many steps" comes before, and is the same moment otherwise.
         self.trainer.estimated_stepping_batches  # noqa: B018  counts the batches of an epoch
         frequency = int(self.trainer.num_training_batches) if self.interval == "epoch" else 1
-        config = {"scheduler": schedule, "interval": "step", "frequency": frequency}
-        return config | {"monitor": self.monitor} if isinstance(schedule, ReduceLROnPlateau) else config
+        return {"scheduler": schedule, "interval": "step", "frequency": frequency, "monitor": self.monitor}
 
 
 def parameter_groups(module: torch.nn.Module) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from torch import Tensor
 from . import figures
 from .data import ArrayData
 
+FILES = ("report.md", "metrics.csv", "config.yaml", "checkpoints/best.ckpt", "tensorboard")
+
 
 @dataclass
 class Outcome:
@@ -52,7 +54,7 @@ class Outcome:
             "parameters": f"{self.parameters:,}",
             "rows": ", ".join(f"{name} {count:,}" for name, count in rows.items()),
             "seed": str(self.data.seed),
-            "files": f"{self.run}: report.md, metrics.csv, config.yaml, checkpoints/best.ckpt",
+            "files": f"{self.run}: {', '.join(name for name in FILES if (self.run / name).exists())}",
         }
 
 

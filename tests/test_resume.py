@@ -138,7 +138,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("in an epoch", 2),  # before there is a checkpoint
         ("in an epoch", 13),  # the third epoch of five batches
-        ("half written", 3),
+        ("half written", 3),  # best.ckpt
+        ("half written", 4),  # last.ckpt
         ("before rename", 4),
         ("after rename", 3),  # best.ckpt is of this epoch, last.ckpt of the one before
         ("after rename", 2),
