@@ -1,5 +1,11 @@
-"""Fused Triton kernels of bp_torch, one file per layer; installed as ``bp_torch.triton_kernels``.
+"""Fused Triton kernels of the layers, one file a layer under the layer's name.
 
-This package imports torch and triton, and nothing of bp_torch. It holds no kernel yet: this release computes every
-layer by the torch formulas of ``bp_torch.functions``, on every device.
+They import torch and triton and nothing of bp_torch; ``bp_torch.backends`` decides when they run.
 """
+
+from __future__ import annotations
+
+from . import activation, elementwise, random
+from .launch import INTERPRETED
+
+__all__ = ["INTERPRETED", "activation", "elementwise", "random"]

@@ -188,5 +188,7 @@ def _dropout(
         raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(f"{name}(): 'input': expected a floating or complex dtype, got {input.dtype}")
-    output: Tensor = call(function, input, draw_mask(input, p, generator, shape), p)
+    # The kernels draw a mask per element of plain dropout alone.
+    broadcasts = shape is not None or function is not DropoutFunction
+    output: Tensor = call(function, input, draw_mask(input, p, generator, shape, broadcasts), p)
     return input.copy_(output) if inplace else output

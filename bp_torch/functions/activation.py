@@ -14,7 +14,6 @@ difference of nearly equal numbers, and in bfloat16 it is off by up to 40 %.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends import kernels
+from .dropout import drop, is_seed
 from .function import Function, call, is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "lookup"]
@@ -220,7 +221,8 @@ ACTIVATIONS: dict[str, Activation] = {
         df=_selu_df,
         ddf=_selu_ddf,
         saves="input",
-        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ", source="torch.nn.SELU; arXiv:1706.02515",
+        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ",
+        source="torch.nn.SELU; arXiv:1706.02515",
         kinks=lambda: (0.0,),
         native=_selu_backward,
     ),
@@ -380,6 +382,9 @@ class ActivationFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+        triton = kernels(x) if is_plain(x) else None
+        if triton is not None:
+            return triton.elementwise.forward(x, None, None, None, 0.0, name, parameters)
         return lookup(name, parameters).f(x, *parameters)
 
     @staticmethod
@@ -401,46 +406,71 @@ class ActivationFunction(Function):
 
 
 class ActivationBackwardFunction(Function):
-    """dx = dy ⊙ f′(x), from the saved tensor s.
+    """dz = m ⊙ dy / (1 - p) ⊙ f′(z), from the saved tensor s: the pullback of dropout(f(z)).
 
-    Backward: d(dy) = g ⊙ f′(x); ds = g ⊙ dy ⊙ ddf(s), which for s = x is g ⊙ dy ⊙ f″(x).
+    Backward: d(dy) = m ⊙ g / (1 - p) ⊙ f′(z); ds = m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s), where ddf(s) is f″(z) for s = z.
+
+    f′ and m are diagonal, so that this is the pushforward as well. The mask m may be None: then it is 1.
     """
 
     @staticmethod
-    def forward(dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+    def forward(
+        dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
+    ) -> Tensor:
         row = lookup(name, parameters)
-        if row.native is not None and is_plain(dy, s):
-            return row.native(dy, s, *parameters)
-        return (dy * row.df(_wide(s), *parameters)).to(dy.dtype)
+        if mask is None or is_seed(mask):
+            triton = kernels(dy, s) if is_plain(dy, s) else None
+            if triton is not None:
+                return triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
+        da = drop(dy, mask, p)
+        if row.native is not None and is_plain(da, s):
+            return row.native(da, s, *parameters)
+        return (da * row.df(_wide(s), *parameters)).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        dy, s, ctx.name, ctx.parameters = inputs
-        ctx.save_for_backward(dy, s)
-        ctx.save_for_forward(dy, s)
+        dy, s, mask, *ctx.constants = inputs
+        ctx.save_for_backward(dy, s, mask)
+        ctx.save_for_forward(dy, s, mask)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        dy, s = ctx.saved_tensors
+        dy, s, mask = ctx.saved_tensors
         need_dy, need_s = ctx.needs_input_grad[:2]
-        ddy = activation_backward(g, s, ctx.name, ctx.parameters) if need_dy else None
-        ds = _curvature(g, dy, s, ctx.name, ctx.parameters) if need_s else None
-        return ddy, ds, None, None
+        p, name, parameters = ctx.constants
+        triton = kernels(g, dy, s) if (mask is None or is_seed(mask)) and is_plain(g, dy, s) else None
+        if triton is not None:
+            output = lookup(name, parameters).saves == "output"
+            ddy, ds = triton.elementwise.second(g, dy, s, mask, p, name, parameters, output)
+        else:
+            ddy = activation_backward(g, s, name, parameters, mask, p) if need_dy else None
+            ds = _curvature(g, dy, s, mask, *ctx.constants) if need_s else None
+        return ddy, ds, None, None, None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, tdy: Tensor | None, ts: Tensor | None, *_: None) -> Tensor:
-        dy, s = ctx.saved_tensors
-        t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, ctx.name, ctx.parameters)
-        return t if ts is None else t + _curvature(ts, dy, s, ctx.name, ctx.parameters)
+        dy, s, mask = ctx.saved_tensors
+        p, name, parameters = ctx.constants
+        t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, name, parameters, mask, p)
+        return t if ts is None else t + _curvature(ts, dy, s, mask, *ctx.constants)
 
 
-def _curvature(g: Tensor, dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-    """g ⊙ dy ⊙ ddf(s)."""
-    return (g * dy * lookup(name, parameters).ddf(_wide(s), *parameters)).to(s.dtype)
+def _curvature(
+    g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
+) -> Tensor:
+    """m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s)."""
+    return (g * drop(dy, mask, p) * lookup(name, parameters).ddf(_wide(s), *parameters)).to(s.dtype)
 
 
-def activation_backward(dy: Tensor, s: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-    """dy ⊙ f′(x), from what the row saves. f′ is diagonal, so that this is the pushforward as well as the pullback."""
+def activation_backward(
+    dy: Tensor,
+    s: Tensor,
+    name: str,
+    parameters: tuple[float, ...],
+    mask: Tensor | None = None,
+    p: float = 0.0,
+) -> Tensor:
+    """m ⊙ dy / (1 - p) ⊙ f′(z), from what the row saves."""
     if is_plain(dy, s):
-        return ActivationBackwardFunction.forward(dy, s, name, parameters)
-    return call(ActivationBackwardFunction, dy, s, name, parameters)
+        return ActivationBackwardFunction.forward(dy, s, mask, p, name, parameters)
+    return call(ActivationBackwardFunction, dy, s, mask, p, name, parameters)

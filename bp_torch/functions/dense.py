@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import activation_backward, lookup
-from .dropout import drop, dropout_scale
-from .function import Function
+from ..backends import kernels
+from .activation import ActivationFunction, activation_backward, lookup
+from .dropout import drop, is_seed
+from .function import Function, is_plain
 
 __all__ = ["DenseFunction"]
 
@@ -51,10 +52,15 @@ class DenseFunction(Function):
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
         z = torch.nn.functional.linear(x, W, b)
-        a = z if activation == "identity" else lookup(activation, parameters).f(z, *parameters)
-        y = drop(a, mask, p)
-        y = y if residual is None else y + residual
         saved = f_prime_from(activation, parameters, mask, residual)
+        if activation == "identity":
+            return drop(z, mask, p, residual)
+        triton = kernels(z, residual) if is_plain(z, residual) and (mask is None or is_seed(mask)) else None
+        if triton is not None and saved != "a":
+            y = triton.elementwise.forward(z, None, residual, mask, p, activation, parameters)
+            return (y, z) if saved == "z" else y
+        a = ActivationFunction.forward(z, activation, parameters)
+        y = drop(a, mask, p, residual)
         return (y, z) if saved == "z" else (y, a) if saved == "a" else y
 
     @staticmethod
@@ -78,7 +84,7 @@ class DenseFunction(Function):
         x, W, s, mask = ctx.saved_tensors
         need_x, need_W, need_b, need_residual = ctx.needs_input_grad[:4]
         dx = dW = db = None
-        dz = pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
+        dz = _pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
         if dz is not None:
             rows = _rows(dz)
             dx = (rows @ W).reshape(*dz.shape[:-1], W.shape[-1]) if need_x else None
@@ -96,8 +102,7 @@ class DenseFunction(Function):
         tz = tz if tW is None else tz + x @ tW.mT
         tz = tz if tb is None else tz + tb
         ta = tz if ctx.activation == "identity" else activation_backward(tz, s, ctx.activation, ctx.parameters)
-        ty = ta * dropout_scale(ctx.p) if ctx.gated else drop(ta, mask, ctx.p)
-        ty = ty if tr is None else ty + tr
+        ty = drop(ta, mask, ctx.p, tr)
         return (ty, tz) if ctx.saved == "z" else (ty, ta) if ctx.saved == "a" else ty
 
 
@@ -118,19 +123,17 @@ def f_prime_from(
     return "y" if residual is None and (mask is None or row.gate) else "a"
 
 
-def pre_activation_gradient(
+def _pre_activation_gradient(
     ctx: Any, dy: Tensor | None, ds: Tensor | None, s: Tensor | None, mask: Tensor | None
 ) -> Tensor | None:
     """dz, from dy and from the gradient ds of the second output."""
-    da = dz = None
+    dz = None
     if dy is not None:
-        # A residual of a wider dtype makes y, and so dy, wider than z.
-        da = drop(dy.to(ctx.dtype), mask, ctx.p)
-        da = da * dropout_scale(ctx.p) if ctx.gated else da
-    if ds is not None and ctx.saved == "a":
-        da = ds if da is None else da + ds
-    if da is not None:
-        dz = da if s is None else activation_backward(da, s, ctx.activation, ctx.parameters)
-    if ds is not None and ctx.saved == "z":
-        dz = ds if dz is None else dz + ds
-    return dz
+        dy = dy.to(ctx.dtype)  # a residual of a wider dtype makes y, and so dy, wider than z
+        if s is None:
+            dz = drop(dy, mask, ctx.p)
+        else:
+            dz = activation_backward(dy, s, ctx.activation, ctx.parameters, mask, ctx.p)
+    if ds is not None and s is not None and ctx.saved == "a":
+        ds = activation_backward(ds, s, ctx.activation, ctx.parameters)
+    return dz if ds is None else ds if dz is None else dz + ds

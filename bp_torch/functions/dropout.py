@@ -9,7 +9,8 @@ Alpha dropout, which puts α′ = -λα of SELU where dropout puts 0, and keeps 
     backward   dx = a m ⊙ dy
 
 The mask m is drawn by :func:`draw_mask` before the call and is an input of the Function. A mask with one element per
-channel broadcasts: that is the channel form of either.
+channel broadcasts: that is the channel form of either. Where the Triton kernels run, m is not a mask but a seed, one
+64-bit integer from which each kernel draws the mask of the elements that it works on, in forward as in backward.
 
 Sources: Srivastava et al. 2014, JMLR 15; Tompson et al. 2015, arXiv:1411.4280 (channels); Klambauer et al. 2017,
 arXiv:1706.02515 (alpha).
@@ -24,24 +25,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import kernels, mask_of
 from .function import Function, is_plain
 
-__all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale"]
+__all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "is_seed"]
 
 ALPHA = -1.7580993408473766  # -λα of SELU: what SELU tends to on the left
 
 
 def draw_mask(
-    x: Tensor, p: float, generator: torch.Generator | None = None, shape: Sequence[int] | None = None
+    x: Tensor,
+    p: float,
+    generator: torch.Generator | None = None,
+    shape: Sequence[int] | None = None,
+    broadcasts: bool = False,
 ) -> Tensor:
     """A boolean mask of x's shape (or of ``shape``), True with probability 1 - p, from torch's generator of x's device.
 
     On the CPU p is exact to 2⁻³². Large masks take 16 random bits an element: their threshold is then one of the two
     multiples of 2⁻¹⁶ next to p, drawn at each call so that the mean is p. On other devices p is exact to 2⁻²⁴.
+
+    Where the Triton kernels run for x, a seed instead, unless the mask ``broadcasts`` or drops everything.
     """
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
+    triton = None if broadcasts else kernels(x)
+    if triton is not None:
+        return triton.random.new_seed(x.device, generator)
     if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
@@ -68,10 +79,21 @@ def dropout_scale(p: float) -> float:
 
 
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
-    """m ⊙ x / (1 - p), plus ``add`` if given; without a mask x. p = 1 gives zeros."""
+    """m ⊙ x / (1 - p), plus ``add`` if given; without a mask m is 1. p = 1 gives zeros."""
     if mask is None:
+        x = x if p == 0 else x * dropout_scale(p)
         return x if add is None else add + x
+    if is_seed(mask):
+        triton = kernels(x, add) if is_plain(x, add) else None
+        if triton is not None:
+            return triton.elementwise.forward(x, None, add, mask, p, "identity", ())
+        mask = mask_of(mask, x.shape, p)
     return _scale(x, mask, dropout_scale(p), add)
+
+
+def is_seed(mask: Tensor | None) -> bool:
+    """Whether this is a seed to draw the mask from, rather than the mask."""
+    return mask is not None and mask.dtype == torch.int64
 
 
 def _scale(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:

@@ -92,7 +92,7 @@ def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
         if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
             return function.forward(*args)
         return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
-    return super(torch.autograd.Function, function.with_jvp).apply(*unwrap_dead_wrappers(args))
+    return super(torch.autograd.Function, function.with_jvp).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _device_type(args: tuple[Any, ...]) -> str:

@@ -1,0 +1,111 @@
+"""Which implementation runs: the torch formulas, or the Triton kernels. The only importer of the kernels.
+
+The Triton path serves CUDA and ROCm tensors of float32, bfloat16 and float16 in eager mode. Everything else (float64,
+the CPU, functorch transforms, fake tensors, tensor subclasses, compilers) runs the torch formulas, which torch.compile
+then fuses itself. With ``TRITON_INTERPRET=1``, set before the first use, the Triton path also accepts CPU tensors where
+the backend ``"triton"`` is asked for: that is how kernels are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .functions.function import is_ordinary
+
+__all__ = ["backend", "current_backend", "kernels", "mask_of"]
+
+NAMES = ("auto", "torch", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+# One setting for the process: backward runs in threads of the autograd engine, which see no thread's own.
+_current = _checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND")
+_package: ModuleType | None = None
+_unusable: str | None = None
+_warned: set[str] = set()
+
+
+def current_backend() -> str:
+    """``"auto"``, ``"torch"`` or ``"triton"``."""
+    return _current
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the implementation inside a ``with`` block, or of a decorated function.
+
+    Args:
+        name: ``"auto"``, kernels where they can run; ``"torch"``, never; ``"triton"``, as auto, with one warning that
+            says why where they cannot run.
+
+    The environment variable ``BP_TORCH_BACKEND`` sets the default. The setting is the process's, and is read in forward
+    and in backward alike.
+
+    Raises:
+        ValueError: another name.
+    """
+    global _current
+    before, _current = _current, _checked(name, "backend()")
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def kernels(*tensors: Tensor | None) -> ModuleType | None:
+    """The package of kernels if it shall run for these tensors now, else None."""
+    if _current == "torch":
+        return None
+    first = next(t for t in tensors if t is not None)
+    if _current == "auto" and not first.is_cuda:
+        return None
+    if not is_ordinary(*tensors):
+        return None
+    reason = _refusal(first, tensors)
+    if reason is None:
+        return _package
+    if _current == "triton" and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
+    return None
+
+
+def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """The mask that the kernels draw from a seed, written out as a boolean tensor."""
+    assert _package is not None, "a seed is drawn by the kernels"
+    mask: Tensor = _package.random.mask(seed, tuple(shape), p)
+    return mask
+
+
+def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
+    """Why the kernels cannot run, or None."""
+    global _package, _unusable
+    if _package is None and _unusable is None:
+        try:
+            _package = importlib.import_module("bp_torch.triton_kernels")
+        except ImportError as error:
+            _unusable = f"triton cannot be imported ({error})"
+    if _package is None:
+        return _unusable
+    if not first.is_cuda and not (first.device.type == "cpu" and _package.INTERPRETED):
+        return f"the tensors are on {first.device.type} (on the CPU, TRITON_INTERPRET=1 before the first use allows it)"
+    for t in tensors:
+        if t is not None and t.is_floating_point() and t.dtype not in DTYPES:
+            return f"there are no {str(t.dtype).removeprefix('torch.')} kernels"
+        if t is not None and t.device != first.device:
+            return "the tensors are on different devices"
+    return None

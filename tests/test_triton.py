@@ -1,0 +1,245 @@
+"""The Triton path: its activation table, its masks, its elementwise kernels, and when it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import torch_activation
+
+import bp_torch
+from bp_torch import backends, nn
+from bp_torch import functional as bpF
+from bp_torch import triton_kernels as kernels
+from bp_torch.functions.activation import ACTIVATIONS, lookup
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OTHER_PARAMETERS = {
+    "leaky_relu": (-0.3,),
+    "elu": (-0.4,),
+    "celu": (-0.7,),
+    "softplus": (1.5, 1.0),
+    "hardshrink": (-0.2,),
+    "hardtanh": (-0.7, 0.3),
+}
+ROWS = [(key, tuple(row.parameters.values())) for key, row in ACTIVATIONS.items()]
+ROWS += list(OTHER_PARAMETERS.items())
+every_row = pytest.mark.parametrize(("key", "parameters"), ROWS, ids=[f"{key}{p}" for key, p in ROWS])
+
+
+@triton.jit
+def _table(X, S, Y, D, C, n, a, b, KEY: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(X + i, mask=i < n, other=0.0)
+    s = tl.load(S + i, mask=i < n, other=0.0)
+    tl.store(Y + i, kernels.activation.forward(x, KEY, a, b), mask=i < n)
+    tl.store(D + i, kernels.activation.derivative(s, KEY, OUTPUT, a, b), mask=i < n)
+    tl.store(C + i, kernels.activation.curvature(s, KEY, OUTPUT, a, b), mask=i < n)
+
+
+def test_the_tables_have_the_same_keys() -> None:
+    assert set(kernels.activation.KEYS) == set(ACTIVATIONS)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+@every_row
+def test_the_tables_agree(key: str, parameters: tuple[float, ...]) -> None:
+    """f, f′ and the derivative of f′, in float32, at kinks, in tails, for NaN and Inf: error at most twice torch's."""
+    row = lookup(key, parameters)
+    special = [0.0, -0.0, 1e-30, 1e-5, 1e-3, 3.0, 6.0, 0.5, 1.0, 20.0, 20.5, 88.0, 100.0, 1e4, float("inf")]
+    x = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor(special), -torch.tensor(special)])
+    x = torch.cat([x, torch.tensor([float("nan"), *row.kinks(*parameters)])]).to(DEVICE)
+    y = row.f(x, *parameters)
+    s = x if row.saves == "input" else y
+    found = [torch.empty_like(x) for _ in range(3)]
+    a, b = (*parameters, 0.0, 0.0)[:2]
+    _table[(1,)](x, s, *found, x.numel(), a, b, key, row.saves == "output", 4096)
+    exact = [row.f(x.double(), *parameters), row.df(s.double(), *parameters), row.ddf(s.double(), *parameters)]
+    theirs = [y, row.df(s, *parameters), row.ddf(s, *parameters)]
+    for ours, torchs, right in zip(found, theirs, exact, strict=True):
+        finite = right.isfinite() & torchs.isfinite()
+        assert ours[finite].isfinite().all()
+        error = (ours.double() - right)[finite].abs()
+        allowed = 2 * (torchs.double() - right)[finite].abs().max() + 2**-24 * right[finite].abs().clamp(min=1)
+        assert (error <= allowed).all()
+        # Where float32 gives an infinity it is the same one; NaN stays NaN.
+        infinite = right.isinf()
+        torch.testing.assert_close(ours[infinite].double(), right[infinite])
+        assert ours[x.isnan() & torchs.isnan()].isnan().all()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1, 1e-5])
+@pytest.mark.parametrize("start", [0, 8, 4096, 2**33])
+def test_the_mask_depends_on_the_index_alone(p: float, start: int) -> None:
+    """Block by block, element by element, and beyond 32 bits: the same mask."""
+
+    @triton.jit
+    def both(A, B, SEED, START, THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+        seed = tl.load(SEED)
+        start = tl.load(START)
+        i = tl.arange(0, BLOCK)
+        tl.store(A + i, kernels.random.keep_contiguous(seed, start, THRESHOLD, BITS, BLOCK))
+        tl.store(B + i, kernels.random.keep(seed, start + i, THRESHOLD, BITS))
+
+    seed = kernels.random.new_seed(torch.device(DEVICE))
+    results = []
+    for block in (64, 256):
+        a, b = (torch.empty(block, dtype=torch.bool, device=DEVICE) for _ in range(2))
+        threshold, bits = kernels.random.threshold(p), kernels.random.bits_for(p)
+        both[(1,)](a, b, seed, torch.tensor([start], device=DEVICE), threshold, bits, block)
+        torch.testing.assert_close(a, b)
+        results.append(a)
+    torch.testing.assert_close(results[0], results[1][:64])
+
+
+@pytest.mark.parametrize("p", [0.5, 0.1, 0.9, 1e-3])
+def test_the_mask_keeps_the_right_share_and_does_not_repeat(p: float) -> None:
+    seed = kernels.random.new_seed(torch.device(DEVICE))
+    mask = kernels.random.mask(seed, (512, 256), p)
+    deviation = (p * (1 - p) / mask.numel()) ** 0.5
+    assert abs(mask.double().mean().item() - (1 - p)) < 5 * deviation
+    if p == 0.5:
+        rows = {tuple(row.tolist()) for row in mask}
+        assert len(rows) == 512
+        agreement = (mask[1:] == mask[:-1]).double().mean(1)
+        assert (agreement - 0.5).abs().max() < 6 * (0.25 / 256) ** 0.5
+    other = kernels.random.mask(kernels.random.new_seed(torch.device(DEVICE)), (512, 256), p)
+    assert not torch.equal(mask, other)
+
+
+def test_seeds_come_from_torchs_generator() -> None:
+    x = torch.ones(64, 64, device=DEVICE, requires_grad=True)
+
+    def draw() -> torch.Tensor:
+        torch.manual_seed(3)
+        return bpF.dropout(x, 0.5)
+
+    with bp_torch.backend("triton"):
+        first, second = draw(), draw()
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        third = bpF.dropout(x, 0.5)
+        assert not torch.equal(first, third)
+        (grad,) = torch.autograd.grad(first, x, torch.ones_like(x))
+        torch.testing.assert_close(grad, first.detach())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("key", ["relu", "tanh", "gelu", "identity"])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_dense_equals_its_parts(dtype: torch.dtype, key: str, p: float, with_residual: bool) -> None:
+    """Forward, every gradient, and the gradient of a gradient penalty, with the mask that the kernels draw."""
+    torch.manual_seed(0)
+    made = [torch.randn(shape, device=DEVICE).to(dtype) for shape in ((9, 5), (24, 5), (24,), (9, 24))]
+    tensors = made if with_residual else made[:3]
+
+    def run(f, dtype=dtype):
+        given = [t.to(dtype).detach().requires_grad_() for t in tensors]
+        y = f(*given)
+        dy = torch.cos(torch.arange(y.numel(), device=DEVICE).reshape(y.shape)).to(y.dtype)
+        grads = torch.autograd.grad(y, given, dy, create_graph=True)
+        squares = sum((g.float() ** 2).sum() for g in grads[:2])
+        second = torch.autograd.grad(squares, given, allow_unused=True)
+        return [y, *grads, *(s if s is not None else torch.zeros(()) for s in second)]
+
+    def ours(x, W, b, r=None):
+        torch.manual_seed(7)
+        with bp_torch.backend("triton"):
+            return bpF.dense(x, W, b, r, activation=key, p=p)
+
+    torch.manual_seed(7)
+    seed = kernels.random.new_seed(torch.device(DEVICE))
+    mask = kernels.random.mask(seed, (9, 24), p) if p else None
+
+    def parts(x, W, b, r=None):
+        a = torch_activation(key)(torch.nn.functional.linear(x, W, b))
+        a = a if mask is None else a * mask / (1 - p)
+        return a if r is None else a + r
+
+    with bp_torch.backend("triton"):
+        found = run(ours)
+    exact, theirs = run(parts, torch.float64), run(parts)
+    unit = torch.finfo(dtype).eps / 2
+    for got, torchs, right in zip(found, theirs, exact, strict=True):
+        assert got.dtype == torchs.dtype
+        error = (got.double() - right).abs().max()
+        # A second derivative in 16 bits goes through a rounded first one: one more rounding is allowed there.
+        assert error <= 2 * (torchs.double() - right).abs().max() + 2 * unit * right.abs().max()
+
+
+def test_relu_and_dropout_save_the_output_alone() -> None:
+    layer = nn.Dense(8, 16, activation="relu", dropout=0.5).to(DEVICE)
+    x = torch.randn(4, 8, device=DEVICE, requires_grad=True)
+    shapes = []
+    with (
+        bp_torch.backend("triton"),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)) or t, lambda t: t),
+    ):
+        layer(x)
+    assert sorted(shapes) == sorted([(4, 8), (16, 8), (4, 16)])
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (8, 0), (1, 1), (3, 7)])
+def test_empty_and_odd_shapes(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape, device=DEVICE, requires_grad=True)
+    with bp_torch.backend("triton"):
+        y = bpF.gelu(x)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, torch.nn.functional.gelu(x))
+    assert dx.shape == x.shape
+
+
+def test_backend_is_chosen_and_restored() -> None:
+    assert backends.current_backend() == "auto"
+    with bp_torch.backend("triton"):
+        assert backends.current_backend() == "triton"
+        with bp_torch.backend("torch"):
+            assert backends.kernels(torch.ones(1, device=DEVICE)) is None
+        assert backends.kernels(torch.ones(1, device=DEVICE)) is kernels
+    assert backends.current_backend() == "auto"
+    with (
+        pytest.raises(ValueError, match=r"backend\(\): expected one of auto, torch, triton, got 'cuda'"),
+        bp_torch.backend("cuda"),
+    ):
+        pass
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what happens on the CPU")
+def test_auto_leaves_the_cpu_to_torch() -> None:
+    assert backends.kernels(torch.ones(1)) is None
+
+
+def test_one_warning_says_why_triton_does_not_run() -> None:
+    backends._warned.clear()
+    x = torch.ones(3, dtype=torch.float64, device=DEVICE)
+    with bp_torch.backend("triton"):
+        with pytest.warns(UserWarning, match="there are no float64 kernels: the torch formulas run"):
+            bpF.relu(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            bpF.relu(x)
+
+
+def test_import_needs_no_triton_and_does_not_load_it() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import bp_torch, torch; bp_torch.nn.Linear(2, 3)(torch.ones(1, 2))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    code = "import sys, bp_torch; assert 'triton' not in sys.modules or 'torch' in sys.modules; assert 'bp_torch.triton_kernels' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_environment_variable_sets_the_backend() -> None:
+    code = "import bp_torch.backends as b; print(b.current_backend())"
+    for value, status in (("torch", 0), ("fast", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"BP_TORCH_BACKEND": value, "PATH": ""}, capture_output=True, text=True
+        )
+        assert done.returncode == status
+        assert (value in done.stdout) if status == 0 else ("BP_TORCH_BACKEND: expected one of" in done.stderr)

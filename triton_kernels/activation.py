@@ -1,0 +1,272 @@
+"""The activation table on the GPU: the same keys, f, f′ and the derivative of f′, values in and values out.
+
+The formulas are those of ``bp_torch.functions.activation``, in float32. Each function gets the key as a compile-time
+constant and the row's parameters as numbers (0 where a row has fewer). ``OUTPUT`` tells ``derivative`` and
+``curvature`` whether the saved value s is the output y or the input x, as the row's ``saves`` says.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+__all__ = ["KEYS", "curvature", "derivative", "forward"]
+
+KEYS = (
+    "identity", "relu", "leaky_relu", "elu", "selu", "celu", "gelu", "gelu_tanh", "silu", "mish", "sigmoid", "tanh",
+    "softplus", "softsign", "hardtanh", "relu6", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink", "hardshrink",
+    "softshrink", "sin",
+)  # fmt: skip
+
+SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+PDF_SCALE = tl.constexpr(1 / math.sqrt(2 * math.pi))
+GELU_A = tl.constexpr(math.sqrt(2 / math.pi))
+GELU_B = tl.constexpr(0.044715)
+SELU_ALPHA = tl.constexpr(1.6732632423543772848170429916717)
+SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
+
+
+@triton.jit
+def tanh(x):
+    """Near 0 by its series, because (1 - t)/(1 + t) loses digits there."""
+    a = tl.abs(x)
+    t = tl.exp(-2 * a)
+    q = x * x
+    series = a * (1 + q * (-1 / 3 + q * (2 / 15 + q * (-17 / 315 + q * (62 / 2835 - q * (1382 / 155925))))))
+    y = tl.where(a < 0.35, series, (1 - t) / (1 + t))
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def expm1_negative(x):
+    """e^x - 1 for x ≤ 0; near 0 by its series."""
+    series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8)))))))
+    return tl.where(x > -0.4, series, tl.exp(x) - 1)
+
+
+@triton.jit
+def log1p_unit(u):
+    """log(1 + u) for 0 ≤ u ≤ 1, as 2 artanh(u / (2 + u))."""
+    s = u / (2 + u)
+    q = s * s
+    p = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q / 17))
+    return 2 * s * (1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * p)))))
+
+
+@triton.jit
+def softplus(t):
+    """log(1 + e^t), without overflow."""
+    return tl.where(t <= 0, 0.0, t) + log1p_unit(tl.exp(-tl.abs(t)))
+
+
+@triton.jit
+def sigmoid(x):
+    """1/(1 + e^-x), from an exponential that cannot overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1 + e)
+
+
+@triton.jit
+def normal_cdf(x):
+    return 0.5 * (1 + tl.erf(x * SQRT_HALF))
+
+
+@triton.jit
+def normal_pdf(x):
+    return tl.exp(-0.5 * x * x) * PDF_SCALE
+
+
+@triton.jit
+def mish_parts(x):
+    """t = tanh(softplus(x)) and 1 - t², from w = 1 + e^x: t = (w² - 1)/(w² + 1)."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    w2 = (1 + e) * (1 + e)
+    r = 2 * (1 + e) / (w2 + 1)
+    return e * (e + 2) / (w2 + 1), r * r
+
+
+@triton.jit
+def elu(x, alpha, scale, rate):
+    return tl.where(x <= 0, alpha * scale * expm1_negative(rate * tl.where(x <= 0, x, 0.0)), scale * x)
+
+
+@triton.jit
+def elu_exponential(x, alpha, scale, rate):
+    return alpha * scale * rate * tl.exp(rate * tl.where(x <= 0, x, 0.0))
+
+
+@triton.jit
+def elu_growing(x, alpha):
+    """celu with α < 0, whose exponent grows: α (exp(x/α) - 1), by tanh(t/2) = (e^t - 1)/(e^t + 1)."""
+    t = tl.where(x <= 0, x, 0.0) / alpha
+    e = tl.exp(t)
+    near = tanh(0.5 * t) * (e + 1)
+    return tl.where(x <= 0, alpha * tl.where(t < 1, near, e - 1), x)
+
+
+@triton.jit
+def forward(x, KEY: tl.constexpr, a, b):
+    """f(x)."""
+    if KEY == "identity":
+        return x
+    elif KEY == "relu":
+        return tl.where(x <= 0, 0.0, x)
+    elif KEY == "leaky_relu":
+        return tl.where(x > 0, x, a * x)
+    elif KEY == "elu":
+        return elu(x, a, 1.0, 1.0)
+    elif KEY == "selu":
+        return elu(x, SELU_ALPHA, SELU_SCALE, 1.0)
+    elif KEY == "celu":
+        return tl.where(a > 0, elu(x, a, 1.0, 1 / a), elu_growing(x, a))
+    elif KEY == "gelu":
+        return x * normal_cdf(x)
+    elif KEY == "gelu_tanh":
+        return 0.5 * x * (1 + tanh((x + x * x * x * GELU_B) * GELU_A))
+    elif KEY == "silu":
+        return x * sigmoid(x)
+    elif KEY == "mish":
+        t, _ = mish_parts(x)
+        return x * t
+    elif KEY == "sigmoid":
+        return sigmoid(x)
+    elif KEY == "tanh":
+        return tanh(x)
+    elif KEY == "softplus":
+        return tl.where(x * a > b, x, softplus(a * x) / a)
+    elif KEY == "softsign":
+        return x / (1 + tl.abs(x))
+    elif KEY == "hardtanh":
+        return tl.where(x < a, a, tl.where(x > b, b, x))
+    elif KEY == "relu6":
+        return tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+    elif KEY == "hardsigmoid":
+        return tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) / 6
+    elif KEY == "hardswish":
+        return x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) / 6
+    elif KEY == "logsigmoid":
+        return -softplus(-x)
+    elif KEY == "tanhshrink":
+        return x - tanh(x)
+    elif KEY == "hardshrink":
+        return tl.where((x >= -a) & (x <= a), 0.0, x)
+    elif KEY == "softshrink":
+        return tl.where(x > a, x - a, tl.where(x < -a, x + a, x * 0))
+    elif KEY == "sin":
+        return tl.sin(x)
+    else:
+        tl.static_assert(False, "unknown activation")
+
+
+@triton.jit
+def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
+    """f′ as a function of the saved value s."""
+    if KEY == "identity":
+        return tl.zeros_like(s) + 1
+    elif KEY == "relu":
+        return tl.where(s <= 0, 0.0, 1.0)
+    elif KEY == "leaky_relu":
+        return tl.where(s > 0, 1.0, a)
+    elif KEY == "elu":
+        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1.0), 1.0)
+    elif KEY == "selu":
+        return tl.where(s <= 0, elu_exponential(s, SELU_ALPHA, SELU_SCALE, 1.0), SELU_SCALE)
+    elif KEY == "celu":
+        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1 / a), 1.0)
+    elif KEY == "gelu":
+        return normal_cdf(s) + s * normal_pdf(s)
+    elif KEY == "gelu_tanh":
+        t = tanh((s + s * s * s * GELU_B) * GELU_A)
+        return 0.5 * (1 + t) + 0.5 * s * (1 - t * t) * (1 + s * s * (3 * GELU_B)) * GELU_A
+    elif KEY == "silu":
+        q = sigmoid(s)
+        return q * (1 + s * (1 - q))
+    elif KEY == "mish":
+        t, d = mish_parts(s)
+        return t + s * sigmoid(s) * d
+    elif KEY == "sigmoid":
+        return s * (1 - s)
+    elif KEY == "tanh":
+        return 1 - s * s
+    elif KEY == "softplus":
+        if OUTPUT:
+            return tl.where(s * a > b, 1.0, -expm1_negative(-a * s))
+        else:
+            return tl.where(s * a > b, 1.0, sigmoid(a * s))
+    elif KEY == "softsign":
+        d = 1 + tl.abs(s)
+        return 1 / (d * d)
+    elif KEY == "hardtanh":
+        return tl.where((s <= a) | (s >= b), 0.0, 1.0)
+    elif KEY == "relu6":
+        return tl.where((s <= 0) | (s >= 6), 0.0, 1.0)
+    elif KEY == "hardsigmoid":
+        return tl.where((s > -3) & (s < 3), 1 / 6, 0.0)
+    elif KEY == "hardswish":
+        return tl.where(s <= -3, 0.0, tl.where(s < 3, s / 3 + 0.5, 1.0))
+    elif KEY == "logsigmoid":
+        return -expm1_negative(s)
+    elif KEY == "tanhshrink":
+        t = tanh(s)
+        return t * t
+    elif KEY == "hardshrink":
+        if OUTPUT:
+            return tl.where(s == 0, 0.0, 1.0)
+        else:
+            return tl.zeros_like(s) + 1
+    elif KEY == "softshrink":
+        return tl.where(s == 0, 0.0, 1.0)
+    elif KEY == "sin":
+        return tl.cos(s)
+    else:
+        tl.static_assert(False, "unknown activation")
+
+
+@triton.jit
+def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
+    """The derivative of ``derivative`` with respect to the saved value s."""
+    if KEY == "elu":
+        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1.0), 0.0)
+    elif KEY == "selu":
+        return tl.where(s <= 0, elu_exponential(s, SELU_ALPHA, SELU_SCALE, 1.0), 0.0)
+    elif KEY == "celu":
+        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1 / a) / a, 0.0)
+    elif KEY == "gelu":
+        return normal_pdf(s) * (2 - s * s)
+    elif KEY == "gelu_tanh":
+        t = tanh((s + s * s * s * GELU_B) * GELU_A)
+        du = (1 + s * s * (3 * GELU_B)) * GELU_A
+        return (1 - t * t) * (du + 0.5 * s * (s * (6 * GELU_B * GELU_A) - 2 * t * du * du))
+    elif KEY == "silu":
+        q = sigmoid(s)
+        return q * (1 - q) * (2 + s * (1 - 2 * q))
+    elif KEY == "mish":
+        t, d = mish_parts(s)
+        q = sigmoid(s)
+        return q * d * (2 + s * (1 - q) - 2 * s * q * t)
+    elif KEY == "sigmoid":
+        return 1 - 2 * s
+    elif KEY == "tanh":
+        return -2 * s
+    elif KEY == "softplus":
+        if OUTPUT:
+            return tl.where(s * a > b, 0.0, a * tl.exp(-a * s))
+        else:
+            q = sigmoid(a * s)
+            return tl.where(s * a > b, 0.0, a * q * (1 - q))
+    elif KEY == "softsign":
+        d = 1 + tl.abs(s)
+        return tl.where(s < 0, 2.0, tl.where(s > 0, -2.0, 0.0)) / (d * d * d)
+    elif KEY == "hardswish":
+        return tl.where((s > -3) & (s < 3), 1 / 3, 0.0)
+    elif KEY == "logsigmoid":
+        return -tl.exp(s)
+    elif KEY == "tanhshrink":
+        t = tanh(s)
+        return 2 * t * (1 - t * t)
+    elif KEY == "sin":
+        return -tl.sin(s)
+    else:  # piecewise linear
+        return tl.zeros_like(s)

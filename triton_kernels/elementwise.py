@@ -1,0 +1,235 @@
+"""One pass for what surrounds a layer: bias, activation, dropout and residual, in any combination.
+
+Forward, for each element i in column c::
+
+    z = x + bias[c]
+    y = keep · f(z) / (1 - p) + r
+
+Backward, from the saved s (z, f(z) or y)::
+
+    dz = keep · dy / (1 - p) · f′(s)      and, where asked for, dbias[c] = Σ dz over rows
+
+Second order, from the gradient g of dz::
+
+    ddy = keep · g / (1 - p) · f′(s)
+    ds  = g · keep · dy / (1 - p) · ddf(s)
+
+The mask is never stored: ``keep`` is drawn again from the seed (see random.py). All tensors are contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import activation as act
+from . import random
+from .launch import device_of, grid_of, is_wide
+
+__all__ = ["backward", "backward_bias", "forward", "second"]
+
+
+@triton.jit
+def _index(BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    start = tl.program_id(0)
+    if WIDE:
+        start = start.to(tl.int64)
+    return start * BLOCK, start * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _dropped(x, SEED, start, scale, THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """keep · x · scale; without a mask (BITS = 0) scale alone. A product, so that NaN stays NaN, as in torch."""
+    if BITS == 0:
+        return x * scale
+    else:
+        kept = random.keep_contiguous(tl.load(SEED), start, THRESHOLD, BITS, BLOCK)
+        return x * tl.where(kept, scale, 0.0)
+
+
+@triton.jit
+def _times(dy, d, KEY: tl.constexpr):
+    """dy · f′. Where f′ is 0 or a constant, torch gives 0 for f′ = 0 whatever dy is, Inf and NaN included."""
+    clipping: tl.constexpr = KEY == "relu" or KEY == "relu6" or KEY == "hardtanh" or KEY == "hardsigmoid"
+    shrinking: tl.constexpr = KEY == "hardshrink" or KEY == "softshrink"
+    if clipping or shrinking:
+        return tl.where(d == 0, 0.0, dy * d)
+    else:
+        return dy * d
+
+
+@triton.jit
+def _forward(
+    X, BIAS, R, SEED, Y, n, columns, a, b, scale,
+    KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    start, i = _index(BLOCK, WIDE)
+    inside = i < n
+    z = tl.load(X + i, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        z += tl.load(BIAS + i % columns, mask=inside, other=0.0).to(tl.float32)
+    y = _dropped(act.forward(z, KEY, a, b), SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    if HAS_R:
+        y += tl.load(R + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(Y + i, y.to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(
+    DY, S, SEED, DZ, n, a, b, scale,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    start, i = _index(BLOCK, WIDE)
+    inside = i < n
+    dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
+    dz = _dropped(dy, SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    if KEY != "identity":
+        s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
+        dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    tl.store(DZ + i, dz.to(DZ.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_bias(
+    DY, S, SEED, DZ, PARTIAL, rows, columns, a, b, scale,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STEPS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A program takes STEPS tiles below each other, and writes one row of partial sums."""
+    group = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
+    for step in range(STEPS):
+        r = (group * STEPS + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        if WIDE:
+            r = r.to(tl.int64)
+        inside = (r < rows)[:, None] & (c < columns)[None, :]
+        i = r[:, None] * columns + c[None, :]
+        dz = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
+        if BITS == 0:
+            dz = dz * scale
+        else:
+            dz = dz * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
+        if KEY != "identity":
+            s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
+            dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+        tl.store(DZ + i, dz.to(DZ.dtype.element_ty), mask=inside)
+        total += tl.sum(tl.where(inside, dz, 0.0), axis=0)
+    tl.store(PARTIAL + group.to(tl.int64) * columns + c, total, mask=c < columns)
+
+
+@triton.jit
+def _second(
+    G, DY, S, SEED, DDY, DS, n, a, b, scale,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    start, i = _index(BLOCK, WIDE)
+    inside = i < n
+    g = _dropped(tl.load(G + i, mask=inside, other=0.0).to(tl.float32), SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
+    ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
+    tl.store(DDY + i, ddy.to(DDY.dtype.element_ty), mask=inside)
+    tl.store(DS + i, ds.to(DS.dtype.element_ty), mask=inside)
+
+
+BLOCK, WARPS = 1024, 4  # 8 elements a thread: 16-byte accesses in 16-bit dtypes. Not yet measured on a GPU.
+
+
+def _dropout(seed: Tensor | None, p: float) -> tuple[float, int, int]:
+    """scale, THRESHOLD, BITS. p without a seed is a scale alone."""
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return (scale, 0, 0) if seed is None else (scale, random.threshold(p), random.bits_for(p))
+
+
+def _pair(parameters: tuple[float, ...]) -> tuple[float, float]:
+    a, b = (*parameters, 0.0, 0.0)[:2]
+    return float(a), float(b)
+
+
+def forward(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...],
+) -> Tensor:  # fmt: skip
+    """y, in x's dtype promoted with the residual's."""
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    y = torch.empty_like(x, dtype=dtype)
+    scale, threshold, bits = _dropout(seed, p)
+    n = x.numel()
+    if n:
+        with device_of(x):
+            _forward[grid_of(n, BLOCK)](
+                x, bias, residual, seed, y, n, x.shape[-1] if x.dim() else 1, *_pair(parameters), scale,
+                activation, bias is not None, residual is not None, threshold, bits, BLOCK, is_wide(x),
+                num_warps=WARPS,
+            )  # fmt: skip
+    return y
+
+
+def backward(
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """dz, in ``dtype`` (dy's unless given). ``output``: s is the activation's output, not its input."""
+    dy = dy.contiguous()
+    s = None if s is None else s.contiguous()
+    dz = torch.empty_like(dy, dtype=dtype or dy.dtype)
+    scale, threshold, bits = _dropout(seed, p)
+    n = dy.numel()
+    if n:
+        with device_of(dy):
+            _backward[grid_of(n, BLOCK)](
+                dy, s, seed, dz, n, *_pair(parameters), scale,
+                activation, output, threshold, bits, BLOCK, is_wide(dy), num_warps=WARPS,
+            )  # fmt: skip
+    return dz
+
+
+def backward_bias(
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dz (rows, columns), and db = Σ dz over rows in float32: partial sums in the same pass, then one ordered sum."""
+    dy = dy.contiguous()
+    s = None if s is None else s.contiguous()
+    dz = torch.empty_like(dy, dtype=dtype or dy.dtype)
+    rows, columns = dy.shape
+    if not dy.numel():
+        return dz, torch.zeros(columns, dtype=torch.float32, device=dy.device)
+    scale, threshold, bits = _dropout(seed, p)
+    block_rows, block_columns = 16, 64
+    steps = max(1, min(16, rows // (block_rows * 128)))
+    groups = (rows + block_rows * steps - 1) // (block_rows * steps)
+    partial = torch.empty((groups, columns), dtype=torch.float32, device=dy.device)
+    with device_of(dy):
+        _backward_bias[groups, (columns + block_columns - 1) // block_columns](
+            dy, s, seed, dz, partial, rows, columns, *_pair(parameters), scale,
+            activation, output, threshold, bits, block_rows, block_columns, steps, is_wide(dy), num_warps=WARPS,
+        )  # fmt: skip
+    return dz, partial.sum(0)
+
+
+def second(
+    g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], output: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """ddy in dy's dtype and ds in s's."""
+    g, dy, s = g.contiguous(), dy.contiguous(), s.contiguous()
+    ddy, ds = torch.empty_like(dy), torch.empty_like(s)
+    scale, threshold, bits = _dropout(seed, p)
+    n = dy.numel()
+    if n:
+        with device_of(dy):
+            _second[grid_of(n, BLOCK)](
+                g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale,
+                activation, output, threshold, bits, BLOCK, is_wide(dy), num_warps=WARPS,
+            )  # fmt: skip
+    return ddy, ds
