@@ -227,12 +227,11 @@ def test_one_warning_says_why_triton_does_not_run() -> None:
 
 
 def test_import_needs_no_triton_and_does_not_load_it() -> None:
-    code = (
-        "import sys; sys.modules['triton'] = None; import bp_torch, torch; bp_torch.nn.Linear(2, 3)(torch.ones(1, 2))"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
-    code = "import sys, bp_torch; assert 'triton' not in sys.modules or 'torch' in sys.modules; assert 'bp_torch.triton_kernels' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for code in (
+        "import sys; sys.modules['triton'] = None; import torch, bp_torch; bp_torch.nn.ReLU()(torch.ones(2))",
+        "import sys, bp_torch; assert 'bp_torch.triton_kernels' not in sys.modules",
+    ):
+        subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_environment_variable_sets_the_backend() -> None:
