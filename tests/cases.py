@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bp_torch.functional as bpF
+from bp_torch.backends import current_backend
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.dense import DenseFunction
@@ -24,6 +26,7 @@ from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
 from bp_torch.functions.function import call
 from bp_torch.functions.penalty import PenaltyFunction
 from bp_torch.functions.residual import ResidualFunction
+from bp_torch.triton_kernels import random
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -52,20 +55,31 @@ class Case:
 
 
 def tensors(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> Callable[[], tuple[Tensor, ...]]:
-    """Makes float64 normal tensors of these shapes, the same at each call."""
+    """Makes float64 normal tensors of these shapes, the same at each call, on the device of the table."""
+    device = torch.get_default_device()
 
     def make() -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(seed)
-        return tuple(scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        made = [torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for shape in shapes]
+        return tuple((scale * t).to(device) for t in made)
 
     return make
 
 
+SEED = 20250
+"""Its masks have both values in every shape used here."""
+
+
 def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
-    """A mask that is the same at each call and has both values."""
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) >= p
-    mask.view(-1)[0], mask.view(-1)[-1] = True, False
+    """A mask that is the same at each call and has both values: the one that the kernels draw from SEED."""
+    mask = random.mask(torch.tensor([SEED]), shape, p)
+    assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
+
+
+def drawn(mask: Tensor) -> Tensor:
+    """What a Function is given for this mask: the mask, or the seed of it where the kernels run."""
+    return torch.tensor([SEED], device=mask.device) if current_backend() == "triton" else mask
 
 
 def first(output: Any) -> Tensor:
@@ -134,7 +148,7 @@ def dense_cases() -> Iterator[Case]:
                 values = tuple(ACTIVATIONS[key].parameters.values())
 
                 def ours(x, W, b, r=None, key=key, values=values, p=p):
-                    return first(call(DenseFunction, x, W, b, r, mask if p else None, p, key, values))
+                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, p, key, values))
 
                 def theirs(x, W, b, r=None, key=key, values=values, p=p):
                     y = torch_activation(key)(F.linear(x, W, b), *values)
@@ -165,8 +179,9 @@ def dropout_cases() -> Iterator[Case]:
         for channels in (False, True):
             for p in (0.3, 1.0):
                 shape = (2, 3, 2)
-                mask = fixed_mask(2, 3, 1) if channels else fixed_mask(*shape)
+                mask = fixed_mask(2, 3, 1) if channels else fixed_mask(*shape, p=min(p, 0.5))
                 mask = mask & (p < 1)
+                plain = function is DropoutFunction and not channels and p < 1
 
                 def theirs(x, form=form, mask=mask, p=p):
                     if p == 1:
@@ -182,7 +197,9 @@ def dropout_cases() -> Iterator[Case]:
                 yield Case(
                     name=("feature-" if channels else "") + form + ("-all" if p == 1 else ""),
                     function=function.__name__,
-                    ours=lambda x, function=function, mask=mask, p=p: call(function, x, mask, p),
+                    ours=lambda x, function=function, mask=mask, p=p, plain=plain: call(
+                        function, x, drawn(mask) if plain else mask, p
+                    ),
                     theirs=theirs,
                     inputs=tensors(shape, seed=2),
                     batch_dim=None,  # the mask belongs to a whole batch
@@ -204,7 +221,7 @@ def residual_cases() -> Iterator[Case]:
                 name=f"residual-{key}" + ("-dropout" if p else ""),
                 function="ResidualFunction",
                 ours=lambda branch, residual, key=key, values=values, p=p: first(
-                    call(ResidualFunction, branch, residual, mask if p else None, p, key, values)
+                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, p, key, values)
                 ),
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),
@@ -442,25 +459,38 @@ def bce_cases() -> Iterator[Case]:
         def given(x, options=options):
             return {key: value.to(x) if isinstance(value, Tensor) else value for key, value in options.items()}
 
+        logits, target = tensors((4, 3), seed=5), tensors((4, 3), seed=6)
         yield Case(
             name="bce_with_logits" + "".join(f"-{k}={v}" if k == "reduction" else f"-{k}" for k, v in options.items()),
             function="BCEWithLogitsFunction",
             ours=lambda x, t, given=given: bpF.binary_cross_entropy_with_logits(x, t, **given(x)),
             theirs=lambda x, t, given=given: F.binary_cross_entropy_with_logits(x, t, **given(x)),
-            inputs=lambda: (tensors((4, 3), seed=5)()[0], torch.sigmoid(tensors((4, 3), seed=6)()[0])),
+            inputs=lambda logits=logits, target=target: (*logits(), torch.sigmoid(*target())),
             batch_dim=None,
         )
 
 
-CASES: list[Case] = [
-    *activation_cases(),
-    *dense_cases(),
-    *batch_norm_cases(),
-    *dropout_cases(),
-    *residual_cases(),
-    *penalty_cases(),
-    *softmax_cases(),
-    *cross_entropy_cases(),
-    *error_loss_cases(),
-    *bce_cases(),
-]
+def all_cases() -> list[Case]:
+    """The table, on the current default device."""
+    return [
+        *activation_cases(),
+        *dense_cases(),
+        *batch_norm_cases(),
+        *dropout_cases(),
+        *residual_cases(),
+        *penalty_cases(),
+        *softmax_cases(),
+        *cross_entropy_cases(),
+        *error_loss_cases(),
+        *bce_cases(),
+    ]
+
+
+CASES = all_cases()
+
+
+@cache
+def on_device(device: str) -> dict[str, Case]:
+    """The table by name, with its inputs, masks and targets on another device."""
+    with torch.device(device):
+        return {case.name: case for case in all_cases()}

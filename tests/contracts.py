@@ -32,46 +32,52 @@ CONTRACTS = {
     "modules": "torch.nn's constructor, state_dict, repr and errors; deepcopy, pickle",
 }
 
+BACKENDS = {
+    "torch": "The torch formulas, on the CPU in float64",
+    "triton": "The Triton kernels, in the interpreter on the CPU, in float32",
+    "gpu": "The Triton kernels, on a GPU, in float32",
+}
+Outcomes = dict[tuple[str, str, str], list[bool]]  # (backend, function, contract) → passed
+
 
 class Collector:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.outcomes: dict[tuple[str, str], list[bool]] = defaultdict(list)
+        self.outcomes: Outcomes = defaultdict(list)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
         for key, value in report.user_properties:
-            if key == "contract":
-                function, contract = value
-                if not report.skipped:
-                    self.outcomes[function, contract].append(report.passed)
+            if key == "contract" and not report.skipped:
+                self.outcomes[tuple(value)].append(report.passed)
 
     def pytest_sessionfinish(self) -> None:
         if self.outcomes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(table(self.outcomes), encoding="utf-8")
 
 
-def table(outcomes: dict[tuple[str, str], list[bool]]) -> str:
-    functions = sorted({function for function, _ in outcomes})
-    head = ["Function", *CONTRACTS]
+def table(outcomes: Outcomes) -> str:
     lines = [
         "# Contracts",
         "",
         "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for",
-        "that Function on the CPU; one failure makes it **fail**; an empty cell means that the contract says nothing",
-        "there.",
-        "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
+        "that Function; one failure makes it **fail**; an empty cell means that the contract says nothing there.",
     ]
-    for function in functions:
-        cells = []
-        for contract in CONTRACTS:
-            results = outcomes.get((function, contract), [])
-            cells.append("" if not results else f"pass ({len(results)})" if all(results) else "**fail**")
-        lines.append(f"| {function} | {' | '.join(cells)} |")
-    lines += ["", "What each contract means here:", ""]
+    for backend, title in BACKENDS.items():
+        functions = sorted({function for name, function, _ in outcomes if name == backend})
+        if not functions:
+            continue
+        contracts = [c for c in CONTRACTS if any((backend, function, c) in outcomes for function in functions)]
+        lines += ["", f"## {title}", "", f"| Function | {' | '.join(contracts)} |", "|---" * (len(contracts) + 1) + "|"]
+        for function in functions:
+            cells = []
+            for contract in contracts:
+                results = outcomes.get((backend, function, contract), [])
+                cells.append("" if not results else f"pass ({len(results)})" if all(results) else "**fail**")
+            lines.append(f"| {function} | {' | '.join(cells)} |")
+    lines += ["", "## What each contract means here", ""]
     lines += [f"- **{name}**: {meaning}." for name, meaning in CONTRACTS.items()]
     return "\n".join(lines) + "\n"
 
@@ -97,5 +103,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     function = marker.kwargs.get("function")
     if function is None:
         function = item.callspec.params["case"].function  # type: ignore[attr-defined]
+    callspec = getattr(item, "callspec", None)
+    backend = callspec.params.get("backend", "torch") if callspec else "torch"
     for name in [function] if isinstance(function, str) else function:
-        item.user_properties.append(("contract", (name, contract)))
+        item.user_properties.append(("contract", (marker.kwargs.get("backend", backend), name, contract)))

@@ -30,12 +30,12 @@ SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
 
 @triton.jit
 def tanh(x):
-    """Near 0 by its series, because (1 - t)/(1 + t) loses digits there."""
+    """Near 0 by a polynomial (Cephes, tanhf), where 1 - 2t/(1 + t) with t = e^-2|x| would lose digits."""
     a = tl.abs(x)
     t = tl.exp(-2 * a)
     q = x * x
-    series = a * (1 + q * (-1 / 3 + q * (2 / 15 + q * (-17 / 315 + q * (62 / 2835 - q * (1382 / 155925))))))
-    y = tl.where(a < 0.35, series, (1 - t) / (1 + t))
+    p = (((-5.70498872745e-3 * q + 2.06390887954e-2) * q - 5.37397155531e-2) * q + 1.33314422036e-1) * q
+    y = tl.where(a < 0.625, a + a * q * (p - 3.33332819422e-1), 1 - 2 * t / (1 + t))
     return tl.where(x < 0, -y, y)
 
 

@@ -2,22 +2,31 @@
 
 Forward, for each element i in column c::
 
-    z = x + bias[c]
-    y = keep · f(z) / (1 - p) + r
+    a = f(x + bias[c])                      a layer: activation, dropout, residual
+    y = keep · a / (1 - p) + r
 
-Backward, from the saved s (z, f(z) or y)::
+    z = keep · x / (1 - p) + r              a residual connection: dropout, residual, activation
+    y = f(z)
 
-    dz = keep · dy / (1 - p) · f′(s)      and, where asked for, dbias[c] = Σ dz over rows
+Backward, from the saved s (what f was given, or what it gave)::
+
+    dx = keep · dy / (1 - p) · f′(s)        and, where asked for, dbias[c] = Σ dx over rows
+
+    dr = dy · f′(s)
+    dx = keep · dr / (1 - p)
 
 Second order, from the gradient g of dz::
 
     ddy = keep · g / (1 - p) · f′(s)
     ds  = g · keep · dy / (1 - p) · ddf(s)
 
-The mask is never stored: ``keep`` is drawn again from the seed (see random.py). All tensors are contiguous.
+The mask is never stored: ``keep`` is drawn again from the seed (see random.py).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -26,9 +35,12 @@ from torch import Tensor
 
 from . import activation as act
 from . import random
+from .cast import cast
 from .launch import device_of, grid_of, is_wide
 
-__all__ = ["backward", "backward_bias", "forward", "second"]
+__all__ = [
+    "backward", "backward_bias", "forward", "forward_keeping", "residual_backward", "residual_forward", "second",
+]  # fmt: skip
 
 
 @triton.jit
@@ -40,13 +52,25 @@ def _index(BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _dropped(x, SEED, start, scale, THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """keep · x · scale; without a mask (BITS = 0) scale alone. A product, so that NaN stays NaN, as in torch."""
+def _dropped(
+    x, SEED, start, scale, channels, points,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """keep · x · scale; without a mask (BITS = 0) scale alone. A product, so that NaN stays NaN, as in torch.
+
+    The mask is that of the element's index in the order of dimensions. Where the tensor lies as (N, points, channels)
+    (channels_last: LAST), that index is computed for each element.
+    """
     if BITS == 0:
         return x * scale
-    else:
+    elif not LAST:
         kept = random.keep_contiguous(tl.load(SEED), start, THRESHOLD, BITS, BLOCK)
         return x * tl.where(kept, scale, 0.0)
+    else:
+        i = start + tl.arange(0, BLOCK)
+        row = i // channels
+        index = ((row // points) * channels + i % channels) * points + row % points
+        return x * tl.where(random.keep(tl.load(SEED), index, THRESHOLD, BITS), scale, 0.0)
 
 
 @triton.jit
@@ -62,35 +86,49 @@ def _times(dy, d, KEY: tl.constexpr):
 
 @triton.jit
 def _forward(
-    X, BIAS, R, SEED, Y, n, columns, a, b, scale,
-    KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr,
-    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    X, BIAS, R, SEED, Y, S, n, columns, a, b, scale, channels, points,
+    KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr, ACT_LAST: tl.constexpr, STORE_S: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     start, i = _index(BLOCK, WIDE)
     inside = i < n
     z = tl.load(X + i, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         z += tl.load(BIAS + i % columns, mask=inside, other=0.0).to(tl.float32)
-    y = _dropped(act.forward(z, KEY, a, b), SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    s = z
+    if not ACT_LAST:
+        s = act.forward(z, KEY, a, b)
+    y = _dropped(s, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     if HAS_R:
         y += tl.load(R + i, mask=inside, other=0.0).to(tl.float32)
-    tl.store(Y + i, y.to(Y.dtype.element_ty), mask=inside)
+    if ACT_LAST:
+        s = y
+        y = act.forward(y, KEY, a, b)
+    if STORE_S:
+        tl.store(S + i, cast(s, S.dtype.element_ty), mask=inside)
+    tl.store(Y + i, cast(y, Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _backward(
-    DY, S, SEED, DZ, n, a, b, scale,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr,
-    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    DY, S, SEED, DX, DR, n, a, b, scale, channels, points,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr, ACT_LAST: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     start, i = _index(BLOCK, WIDE)
     inside = i < n
-    dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
-    dz = _dropped(dy, SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    d = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
+    if not ACT_LAST:
+        d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     if KEY != "identity":
         s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-        dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
-    tl.store(DZ + i, dz.to(DZ.dtype.element_ty), mask=inside)
+        d = _times(d, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    if ACT_LAST:
+        tl.store(DR + i, cast(d, DR.dtype.element_ty), mask=inside)
+        d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
+    tl.store(DX + i, cast(d, DX.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -117,29 +155,64 @@ def _backward_bias(
         if KEY != "identity":
             s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
             dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
-        tl.store(DZ + i, dz.to(DZ.dtype.element_ty), mask=inside)
+        tl.store(DZ + i, cast(dz, DZ.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, dz, 0.0), axis=0)
     tl.store(PARTIAL + group.to(tl.int64) * columns + c, total, mask=c < columns)
 
 
 @triton.jit
 def _second(
-    G, DY, S, SEED, DDY, DS, n, a, b, scale,
+    G, DY, S, SEED, DDY, DS, n, a, b, scale, channels, points,
     KEY: tl.constexpr, OUTPUT: tl.constexpr,
-    THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     start, i = _index(BLOCK, WIDE)
     inside = i < n
-    g = _dropped(tl.load(G + i, mask=inside, other=0.0).to(tl.float32), SEED, start, scale, THRESHOLD, BITS, BLOCK)
+    g = _dropped(
+        tl.load(G + i, mask=inside, other=0.0).to(tl.float32),
+        SEED,
+        start,
+        scale,
+        channels,
+        points,
+        THRESHOLD,
+        BITS,
+        LAST,
+        BLOCK,
+    )
     dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
     ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
     ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
-    tl.store(DDY + i, ddy.to(DDY.dtype.element_ty), mask=inside)
-    tl.store(DS + i, ds.to(DS.dtype.element_ty), mask=inside)
+    tl.store(DDY + i, cast(ddy, DDY.dtype.element_ty), mask=inside)
+    tl.store(DS + i, cast(ds, DS.dtype.element_ty), mask=inside)
 
 
 BLOCK, WARPS = 1024, 4  # 8 elements a thread: 16-byte accesses in 16-bit dtypes. Not yet measured on a GPU.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in memory: in the order of its dimensions, or channels last."""
+
+    channels: int = 0
+    points: int = 0
+
+    @staticmethod
+    def of(x: Tensor) -> Layout:
+        if x.dim() in (4, 5) and not x.is_contiguous():
+            order = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+            if x.is_contiguous(memory_format=order):
+                return Layout(x.shape[1], x.shape[2:].numel())
+        return Layout()
+
+    def flat(self, t: Any) -> Any:
+        """The tensor with its dimensions in the order of memory, contiguous."""
+        return None if t is None else (t.movedim(1, -1) if self.channels else t).contiguous()
+
+    def restored(self, t: Any) -> Any:
+        return None if t is None else t.movedim(-1, 1) if self.channels else t
 
 
 def _dropout(seed: Tensor | None, p: float) -> tuple[float, int, int]:
@@ -157,40 +230,81 @@ def forward(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
     activation: str, parameters: tuple[float, ...],
 ) -> Tensor:  # fmt: skip
-    """y, in x's dtype promoted with the residual's."""
-    x = x.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's."""
+    return _run_forward(x, bias, residual, seed, p, activation, parameters, act_last=False, store=False)[0]
+
+
+def forward_keeping(
+    x: Tensor, residual: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """y as :func:`forward`, and a = f(x)."""
+    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=False, store=True)
+
+
+def residual_forward(
+    x: Tensor, residual: Tensor, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], keep_z: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """y = f(z) with z = dropout(x) + residual, and z if asked for."""
+    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=True, store=keep_z)
+
+
+def _run_forward(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], act_last: bool, store: bool,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    layout = Layout.of(x)
+    x, residual = layout.flat(x), layout.flat(residual)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = torch.empty_like(x, dtype=dtype)
+    s = torch.empty_like(x, dtype=dtype if act_last else x.dtype) if store else None
     scale, threshold, bits = _dropout(seed, p)
     n = x.numel()
     if n:
         with device_of(x):
             _forward[grid_of(n, BLOCK)](
-                x, bias, residual, seed, y, n, x.shape[-1] if x.dim() else 1, *_pair(parameters), scale,
-                activation, bias is not None, residual is not None, threshold, bits, BLOCK, is_wide(x),
-                num_warps=WARPS,
+                x, bias, residual, seed, y, s, n, x.shape[-1] if x.dim() else 1,
+                *_pair(parameters), scale, layout.channels, layout.points,
+                activation, bias is not None, residual is not None, act_last, store,
+                threshold, bits, layout.channels > 0, BLOCK, is_wide(x), num_warps=WARPS,
             )  # fmt: skip
-    return y
+    return layout.restored(y), layout.restored(s)
 
 
 def backward(
     dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
     activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    """dz, in ``dtype`` (dy's unless given). ``output``: s is the activation's output, not its input."""
-    dy = dy.contiguous()
-    s = None if s is None else s.contiguous()
-    dz = torch.empty_like(dy, dtype=dtype or dy.dtype)
+    """dx, in ``dtype`` (dy's unless given). ``output``: s is the activation's output, not its input."""
+    return _run_backward(dy, s, seed, p, activation, parameters, output, dtype or dy.dtype, None)[0]
+
+
+def residual_backward(
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
+    output: bool, dtypes: tuple[torch.dtype, torch.dtype],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dx and dr of :func:`residual_forward`, in these dtypes."""
+    return _run_backward(dy, s, seed, p, activation, parameters, output, *dtypes)
+
+
+def _run_backward(
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
+    output: bool, dtype: torch.dtype, dtype_r: torch.dtype | None,
+) -> tuple[Tensor, Any]:  # fmt: skip
+    layout = Layout.of(dy if s is None else s)
+    dy, s = layout.flat(dy), layout.flat(s)
+    dx = torch.empty_like(dy, dtype=dtype)
+    dr = None if dtype_r is None else torch.empty_like(dy, dtype=dtype_r)
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
         with device_of(dy):
             _backward[grid_of(n, BLOCK)](
-                dy, s, seed, dz, n, *_pair(parameters), scale,
-                activation, output, threshold, bits, BLOCK, is_wide(dy), num_warps=WARPS,
+                dy, s, seed, dx, dr, n, *_pair(parameters), scale, layout.channels, layout.points,
+                activation, output, dr is not None, threshold, bits, layout.channels > 0, BLOCK, is_wide(dy),
+                num_warps=WARPS,
             )  # fmt: skip
-    return dz
+    return layout.restored(dx), layout.restored(dr)
 
 
 def backward_bias(
@@ -222,14 +336,15 @@ def second(
     activation: str, parameters: tuple[float, ...], output: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """ddy in dy's dtype and ds in s's."""
-    g, dy, s = g.contiguous(), dy.contiguous(), s.contiguous()
+    layout = Layout.of(s)
+    g, dy, s = layout.flat(g), layout.flat(dy), layout.flat(s)
     ddy, ds = torch.empty_like(dy), torch.empty_like(s)
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
         with device_of(dy):
             _second[grid_of(n, BLOCK)](
-                g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale,
-                activation, output, threshold, bits, BLOCK, is_wide(dy), num_warps=WARPS,
+                g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale, layout.channels, layout.points,
+                activation, output, threshold, bits, layout.channels > 0, BLOCK, is_wide(dy), num_warps=WARPS,
             )  # fmt: skip
-    return ddy, ds
+    return layout.restored(ddy), layout.restored(ds)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import kernels
-from .dropout import drop, is_seed
+from .dropout import drop, may_draw
 from .function import Function, call, is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "lookup"]
@@ -418,10 +418,9 @@ class ActivationBackwardFunction(Function):
         dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
     ) -> Tensor:
         row = lookup(name, parameters)
-        if mask is None or is_seed(mask):
-            triton = kernels(dy, s) if is_plain(dy, s) else None
-            if triton is not None:
-                return triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
+        triton = kernels(dy, s) if is_plain(dy, s) and may_draw(mask) else None
+        if triton is not None:
+            return triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
         da = drop(dy, mask, p)
         if row.native is not None and is_plain(da, s):
             return row.native(da, s, *parameters)
@@ -438,7 +437,7 @@ class ActivationBackwardFunction(Function):
         dy, s, mask = ctx.saved_tensors
         need_dy, need_s = ctx.needs_input_grad[:2]
         p, name, parameters = ctx.constants
-        triton = kernels(g, dy, s) if (mask is None or is_seed(mask)) and is_plain(g, dy, s) else None
+        triton = kernels(g, dy, s) if is_plain(g, dy, s) and may_draw(mask) else None
         if triton is not None:
             output = lookup(name, parameters).saves == "output"
             ddy, ds = triton.elementwise.second(g, dy, s, mask, p, name, parameters, output)

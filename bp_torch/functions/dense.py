@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..backends import kernels
 from .activation import ActivationFunction, activation_backward, lookup
-from .dropout import drop, is_seed
+from .dropout import drop, may_draw
 from .function import Function, is_plain
 
 __all__ = ["DenseFunction"]
@@ -55,8 +55,10 @@ class DenseFunction(Function):
         saved = f_prime_from(activation, parameters, mask, residual)
         if activation == "identity":
             return drop(z, mask, p, residual)
-        triton = kernels(z, residual) if is_plain(z, residual) and (mask is None or is_seed(mask)) else None
-        if triton is not None and saved != "a":
+        triton = kernels(z, residual) if is_plain(z, residual) and may_draw(mask) else None
+        if triton is not None:
+            if saved == "a":
+                return triton.elementwise.forward_keeping(z, residual, mask, p, activation, parameters)
             y = triton.elementwise.forward(z, None, residual, mask, p, activation, parameters)
             return (y, z) if saved == "z" else y
         a = ActivationFunction.forward(z, activation, parameters)
@@ -84,12 +86,20 @@ class DenseFunction(Function):
         x, W, s, mask = ctx.saved_tensors
         need_x, need_W, need_b, need_residual = ctx.needs_input_grad[:4]
         dx = dW = db = None
-        dz = _pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
-        if dz is not None:
-            rows = _rows(dz)
-            dx = (rows @ W).reshape(*dz.shape[:-1], W.shape[-1]) if need_x else None
+        epilogue = dy is not None and ds is None and (s is not None or mask is not None)
+        triton = kernels(dy, s) if need_b and epilogue and is_plain(dy, s) and may_draw(mask) else None
+        if triton is not None and dy is not None:
+            output = lookup(ctx.activation, ctx.parameters).saves == "output"
+            rows, db = triton.elementwise.backward_bias(
+                _rows(dy), s if s is None else _rows(s), mask, ctx.p, ctx.activation, ctx.parameters, output, ctx.dtype
+            )
+        else:
+            dz = _pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
+            rows = None if dz is None else _rows(dz)
+            db = rows.sum(0) if rows is not None and need_b else None
+        if rows is not None:
+            dx = (rows @ W).reshape(*(ds if dy is None else dy).shape[:-1], W.shape[-1]) if need_x else None
             dW = rows.mT @ _rows(x) if need_W else None
-            db = rows.sum(0) if need_b else None
         return dx, dW, db, dy if need_residual else None, None, None, None, None
 
     @staticmethod

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..backends import kernels, mask_of
 from .function import Function, is_plain
 
-__all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "is_seed"]
+__all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "may_draw"]
 
 ALPHA = -1.7580993408473766  # -λα of SELU: what SELU tends to on the left
 
@@ -91,9 +91,14 @@ def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) ->
     return _scale(x, mask, dropout_scale(p), add)
 
 
-def is_seed(mask: Tensor | None) -> bool:
+def is_seed(mask: Tensor) -> bool:
     """Whether this is a seed to draw the mask from, rather than the mask."""
-    return mask is not None and mask.dtype == torch.int64
+    return mask.dtype == torch.int64
+
+
+def may_draw(mask: Tensor | None) -> bool:
+    """Whether a kernel has what it takes: no mask, or the seed of one."""
+    return mask is None or is_seed(mask)
 
 
 def _scale(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:

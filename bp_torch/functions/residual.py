@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import kernels
 from .activation import activation_backward, lookup
-from .dropout import drop
+from .dropout import drop, may_draw
 from .function import Function, is_plain
 
 __all__ = ["ResidualFunction"]
@@ -47,13 +48,18 @@ class ResidualFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
+        keep_z = _saved(activation, parameters) == "z"
+        triton = kernels(branch, residual) if is_plain(branch, residual) and may_draw(mask) else None
+        if triton is not None:
+            y, z = triton.elementwise.residual_forward(branch, residual, mask, p, activation, parameters, keep_z)
+            return (y, z) if keep_z else y
         z = drop(branch, mask, p, residual)
         if activation == "identity":
             return z
         if activation == "relu" and is_plain(z):
             return z.relu_()  # z is ours, and y tells f′
         y = lookup(activation, parameters).f(z, *parameters)
-        return (y, z) if _saved(activation, parameters) == "z" else y
+        return (y, z) if keep_z else y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
@@ -69,6 +75,13 @@ class ResidualFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> tuple[Tensor | None, ...]:
         s, mask = ctx.saved_tensors
+        triton = kernels(dy, s) if dy is not None and dz is None and is_plain(dy, s) and may_draw(mask) else None
+        if triton is not None and all(ctx.needs_input_grad[:2]):
+            row = lookup(ctx.activation, ctx.parameters)
+            dh, dr = triton.elementwise.residual_backward(
+                dy, s, mask, ctx.p, ctx.activation, ctx.parameters, row.saves == "output", ctx.dtypes
+            )
+            return dh, dr, None, None, None, None
         if dy is not None:
             pulled = dy if s is None else activation_backward(dy, s, ctx.activation, ctx.parameters)
             dz = pulled if dz is None else pulled + dz
