@@ -97,8 +97,9 @@ class DenseFunction(Function):
             dz = _pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
             rows = None if dz is None else _rows(dz)
             db = rows.sum(0) if rows is not None and need_b else None
-        if rows is not None:
-            dx = (rows @ W).reshape(*(ds if dy is None else dy).shape[:-1], W.shape[-1]) if need_x else None
+        given = ds if dy is None else dy
+        if rows is not None and given is not None:
+            dx = (rows @ W).reshape(*given.shape[:-1], W.shape[-1]) if need_x else None
             dW = rows.mT @ _rows(x) if need_W else None
         return dx, dW, db, dy if need_residual else None, None, None, None, None
 
