@@ -34,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """The same random numbers whatever ran before: tests run in random order."""
+def _same_start(request: pytest.FixtureRequest) -> None:
+    """The same random numbers and no compiled code, whatever ran before: tests run in random order."""
     torch.manual_seed(0)
+    if "compil" in request.node.name:
+        torch._dynamo.reset()

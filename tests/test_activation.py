@@ -81,6 +81,19 @@ def test_second_derivative_is_the_derivative_of_the_first(key: str) -> None:
 
 
 @every_key
+def test_formulas_keep_float64(key: str) -> None:
+    """A constant that went through float32 would be off by 1e-8."""
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64) + 0.0137
+    formula = derivative(lambda t: bpF.activation(t, key), x.requires_grad_(), create_graph=True).detach()
+    row, p = ACTIVATIONS[key], values(key)
+    exact = derivative(lambda t: torch_activation(key)(t, *p), x.detach())
+    torch.testing.assert_close(formula, exact, rtol=1e-12, atol=1e-13)
+    s = x.detach() if row.saves == "input" else row.f(x.detach(), *p)
+    torch.testing.assert_close(row.df(s, *p) * torch.ones_like(x), exact, rtol=1e-12, atol=1e-13)
+    assert row.ddf(s, *p).dtype == torch.float64
+
+
+@every_key
 def test_kinks_are_torchs(key: str) -> None:
     row, p = ACTIVATIONS[key], values(key)
     if not row.kinks(*p):

@@ -201,7 +201,9 @@ def test_every_activation_fuses_to_the_same_values(cls: type[nn.Module]) -> None
     bp_torch.convert(plain)
     assert type(plain[0]) is bp_torch.nn.Dense
     assert plain[0].activation == _ACTIVATION_KEYS[cls]
-    torch.testing.assert_close(run(plain, x), expected, rtol=1e-12, atol=1e-14)
+    # torch's backward of hardsigmoid holds 1/6 in float32; ours does not.
+    exact = 1e-7 if cls is bp_torch.nn.Hardsigmoid else 1e-12
+    torch.testing.assert_close(run(plain, x), expected, rtol=exact, atol=1e-14)
 
 
 # Nothing else changes

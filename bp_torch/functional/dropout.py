@@ -188,7 +188,7 @@ def _dropout(
         raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(f"{name}(): 'input': expected a floating or complex dtype, got {input.dtype}")
-    # The kernels draw a mask per element of plain dropout alone.
-    broadcasts = shape is not None or function is not DropoutFunction
-    output: Tensor = call(function, input, draw_mask(input, p, generator, shape, broadcasts), p)
+    # The kernels draw the masks of plain dropout alone.
+    by_kernel = shape is None and name == "dropout"
+    output: Tensor = call(function, input, draw_mask(input, p, generator, shape, not by_kernel), p)
     return input.copy_(output) if inplace else output

@@ -150,16 +150,23 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return F.hardsigmoid(x) if is_plain(x) else F.relu6(x + 3) / 6
 
 
+def _hardsigmoid_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """ATen's kernel holds 1/6 in float32, whatever the dtype."""
+    if dy.dtype == torch.float64:
+        return torch.where((x > -3) & (x < 3), dy / 6, 0.0)
+    return aten.hardsigmoid_backward.default(dy, x)
+
+
 def _hardswish_df(x: Tensor) -> Tensor:
     return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
 
 
 def _hardswish_ddf(x: Tensor) -> Tensor:
-    return torch.where((x > -3) & (x < 3), 1 / 3, 0.0).to(x.dtype)
+    return ((x > -3) & (x < 3)).to(x.dtype) / 3
 
 
 def _leaky_relu_df(s: Tensor, slope: float) -> Tensor:
-    return torch.where(s > 0, 1.0, slope).to(s.dtype)
+    return torch.where(s > 0, torch.ones_like(s), slope)
 
 
 def _clipped(y: Tensor, low: float, high: float) -> Tensor:
@@ -320,7 +327,7 @@ ACTIVATIONS: dict[str, Activation] = {
         ddf=_zero, saves="input",
         formula="min(max(x + 3, 0), 6)/6", derivative="1/6 if -3 < x < 3 else 0", source="torch.nn.Hardsigmoid",
         kinks=lambda: (-3.0, 3.0),
-        native=lambda dy, x: aten.hardsigmoid_backward.default(dy, x),
+        native=_hardsigmoid_backward,
     ),
     "hardswish": Activation(
         f=F.hardswish, df=_hardswish_df, ddf=_hardswish_ddf, saves="input",
@@ -467,7 +474,7 @@ def activation_backward(
     name: str,
     parameters: tuple[float, ...],
     mask: Tensor | None = None,
-    p: float = 0.0,
+    p: float = 0,  # not 0.0, which Dynamo would take for an input of a dynamic graph
 ) -> Tensor:
     """m ⊙ dy / (1 - p) ⊙ f′(z), from what the row saves."""
     if is_plain(dy, s):

@@ -111,8 +111,9 @@ class _Act(_BatchNorm):
         activation_arguments(type(self).__name__, activation, activation_parameters)
         options |= {"device": device, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
-        self.activation = activation
-        self.activation_parameters = dict(activation_parameters or {})
+        if activation is not None:  # else it has the attributes of its namesake and no others
+            self.activation = activation
+            self.activation_parameters = dict(activation_parameters or {})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._normalize(input, residual)
