@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .function import Function
+from ..backends import kernels
+from .function import Function, is_plain
 
 __all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
 
@@ -33,7 +34,8 @@ class SoftmaxFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
-        return torch.softmax(x, dim)
+        triton = kernels(x) if is_plain(x) else None
+        return torch.softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -44,6 +46,9 @@ class SoftmaxFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
+        triton = kernels(dy, y) if is_plain(dy, y) else None
+        if triton is not None:
+            return triton.softmax.backward(dy, y, ctx.dim, log=False), None
         if not torch.is_grad_enabled():
             return aten._softmax_backward_data.default(dy, y, ctx.dim, y.dtype), None
         return _softmax_pull(dy, y, ctx.dim), None
@@ -67,7 +72,8 @@ class LogSoftmaxFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
-        return torch.log_softmax(x, dim)
+        triton = kernels(x) if is_plain(x) else None
+        return torch.log_softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,6 +84,9 @@ class LogSoftmaxFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
+        triton = kernels(dy, y) if is_plain(dy, y) else None
+        if triton is not None:
+            return triton.softmax.backward(dy, y, ctx.dim, log=True), None
         if not torch.is_grad_enabled():
             return aten._log_softmax_backward_data.default(dy, y, ctx.dim, y.dtype), None
         wide = _wide(dy)

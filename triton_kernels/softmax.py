@@ -1,0 +1,257 @@
+"""Softmax and its logarithm along one dimension, and how rows of classes are walked through.
+
+    softmax       y = exp(x - m) / Σ exp(x - m),  m = max x      dx = y · (dy - Σ dy · y)
+    log-softmax   y = x - m - log Σ exp(x - m)                   dx = dy - exp(y) Σ dy
+
+A tensor is seen as (outer, K, inner), K counting classes. A program takes P positions (outer, inner) with all their K
+classes: rows next to each other where the classes lie next to each other in memory (inner = 1), else neighbours along
+inner, so that either way neighbouring threads read neighbouring addresses and nothing is copied. A row that fits in a
+block is read once and kept in registers; a longer one is read once for the maximum and the sum, which are carried along
+(Milakov & Gimelshein 2018, arXiv:1805.02867), and again, backwards, for the result: its end may still be in the cache.
+
+P and the block depend on K and inner alone, so that a row has the same bits whatever the batch around it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .cast import cast
+from .launch import device_of
+
+__all__ = ["Rows", "backward", "elements", "forward", "like", "locate", "merge", "rows_of"]
+
+INFINITY = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def locate(positions, K, inner, P: tl.constexpr, STRIDED: tl.constexpr):
+    """Of this program's P positions: the offset of class 0, whether they exist, and their numbers."""
+    program = tl.program_id(0)
+    if STRIDED:
+        tiles = tl.cdiv(inner, P)
+        i = (program % tiles) * P + tl.arange(0, P)
+        o = (program // tiles).to(tl.int64)
+        return o * K * inner + i, i < inner, o * inner + i
+    else:
+        j = program.to(tl.int64) * P + tl.arange(0, P)
+        return j * K, j < positions, j
+
+
+@triton.jit
+def elements(base, inside, k, K, inner, STRIDED: tl.constexpr):
+    """Offsets and mask of the classes k of the positions."""
+    if STRIDED:
+        at = base[:, None] + k.to(tl.int64)[None, :] * inner
+    else:
+        at = base[:, None] + k[None, :]
+    return at, inside[:, None] & (k < K)[None, :]
+
+
+@triton.jit
+def merge(x, m, s):
+    """m = max x and s = Σ exp(x - m) after another block; and what x was shifted by: m, but 0 where m is still -inf."""
+    m_new = tl.maximum(m, tl.max(x, axis=1))
+    shift = tl.where(m_new == -INFINITY, 0.0, m_new)
+    s = s * tl.exp(m - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+    return m_new, s, shift
+
+
+@triton.jit
+def _forward(
+    X, Y, positions, K, inner,
+    LOG: tl.constexpr, ONE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, position = locate(positions, K, inner, P, STRIDED)
+    if ONE:
+        at, mask = elements(base, inside, tl.arange(0, BLOCK), K, inner, STRIDED)
+        u = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
+        u = u - tl.max(u, axis=1)[:, None]
+        e = tl.exp(u)
+        s = tl.sum(e, axis=1)
+        if LOG:
+            y = u - tl.log(s)[:, None]
+        else:
+            y = e / s[:, None]
+        tl.store(Y + at, cast(y, Y.dtype.element_ty), mask=mask)
+    else:
+        m = tl.full((P,), -INFINITY, dtype=tl.float32)
+        s = tl.zeros((P,), dtype=tl.float32)
+        steps = tl.cdiv(K, BLOCK)
+        for step in range(steps):
+            at, mask = elements(base, inside, step * BLOCK + tl.arange(0, BLOCK), K, inner, STRIDED)
+            x = tl.load(X + at, mask=mask, other=-INFINITY, eviction_policy="evict_last").to(tl.float32)
+            m, s, shift = merge(x, m, s)
+        for back in range(steps):
+            k = (steps - 1 - back) * BLOCK + tl.arange(0, BLOCK)
+            at, mask = elements(base, inside, k, K, inner, STRIDED)
+            u = tl.load(X + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32) - m[:, None]
+            if LOG:
+                y = u - tl.log(s)[:, None]
+            else:
+                y = tl.exp(u) / s[:, None]
+            tl.store(Y + at, cast(y, Y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward(
+    DY, Y, DX, positions, K, inner,
+    LOG: tl.constexpr, ONE: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, position = locate(positions, K, inner, P, STRIDED)
+    if ONE:
+        at, mask = elements(base, inside, tl.arange(0, BLOCK), K, inner, STRIDED)
+        dy = tl.load(DY + at, mask=mask, other=0.0).to(tl.float32)
+        y = tl.load(Y + at, mask=mask, other=0.0).to(tl.float32)
+        if LOG:
+            dx = dy - tl.exp(y) * tl.sum(dy, axis=1)[:, None]
+        else:
+            dx = y * (dy - tl.sum(dy * y, axis=1)[:, None])
+        tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
+    else:
+        total = tl.zeros((P,), dtype=tl.float32)
+        steps = tl.cdiv(K, BLOCK)
+        for step in range(steps):
+            at, mask = elements(base, inside, step * BLOCK + tl.arange(0, BLOCK), K, inner, STRIDED)
+            dy = tl.load(DY + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            if LOG:
+                total += tl.sum(dy, axis=1)
+            else:
+                y = tl.load(Y + at, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+                total += tl.sum(dy * y, axis=1)
+        for back in range(steps):
+            k = (steps - 1 - back) * BLOCK + tl.arange(0, BLOCK)
+            at, mask = elements(base, inside, k, K, inner, STRIDED)
+            dy = tl.load(DY + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            y = tl.load(Y + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            if LOG:
+                dx = dy - tl.exp(y) * total[:, None]
+            else:
+                dx = y * (dy - total[:, None])
+            tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
+
+
+# Not yet measured on a GPU.
+WHOLE_ROW = 16384
+"""The longest row that is kept in registers: 32 elements a thread with 16 warps."""
+TILE = 4096
+"""Elements of a tile where rows are short, or are taken in several blocks."""
+NEIGHBOURS = 32
+"""Positions of a tile where classes are strided: 64 bytes next to each other in 16-bit dtypes."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor as (outer, K, inner)."""
+
+    outer: int
+    K: int
+    inner: int
+
+    @property
+    def positions(self) -> int:
+        return self.outer * self.inner
+
+    @property
+    def strided(self) -> bool:
+        return self.inner > 1
+
+    def tile(self, whole: int = TILE) -> tuple[int, int]:
+        """P and BLOCK; a row of up to ``whole`` classes is one block."""
+        K = triton.next_power_of_2(self.K)
+        if self.strided:
+            P = min(triton.next_power_of_2(self.inner), NEIGHBOURS)
+            return P, min(K, TILE // P)
+        block = K if whole >= K else min(K, TILE)
+        return max(1, min(TILE // block, 256)), block
+
+    def programs(self, P: int) -> int:
+        return self.outer * triton.cdiv(self.inner, P) if self.strided else triton.cdiv(self.outer, P)
+
+
+def warps_of(P: int, block: int) -> int:
+    return max(1, min(16, P * block // 1024))
+
+
+def rows_of(x: Tensor, dim: int, in_order: bool = False) -> tuple[Tensor, Rows]:
+    """x, copied only where it does not lie densely in memory, and how its elements lie there along ``dim``.
+
+    ``in_order``: the positions lie in the order of dimensions.
+    """
+    if x.dim() == 0:
+        return x, Rows(1, 1, 1)
+    dim %= x.dim()
+    order = list(range(x.dim()))
+    if not x.is_contiguous():
+        by_stride = sorted(order, key=x.stride, reverse=True)
+        others = [d for d in by_stride if d != dim]
+        if x.permute(by_stride).is_contiguous() and not (in_order and others != sorted(others)):
+            order = by_stride
+        else:
+            x = x.contiguous()
+    at = order.index(dim)
+    sizes = [x.shape[d] for d in order]
+    return x, Rows(math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :]))
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """t, laid out in memory as x, which is dense."""
+    return t if t.stride() == x.stride() else torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
+def forward(x: Tensor, dim: int, log: bool) -> Tensor:
+    """y in x's dtype and memory layout."""
+    x, rows = rows_of(x, dim)
+    y = torch.empty_like(x)
+    if x.numel():
+        P, block = rows.tile(WHOLE_ROW)
+        with device_of(x):
+            _forward[(rows.programs(P),)](
+                x, y, rows.positions, rows.K, rows.inner,
+                log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
+            )  # fmt: skip
+    return y
+
+
+def backward(dy: Tensor, y: Tensor, dim: int, log: bool) -> Tensor:
+    """dx in y's dtype and memory layout."""
+    y, rows = rows_of(y, dim)
+    dy, dx = like(dy, y), torch.empty_like(y)
+    if y.numel():
+        P, block = rows.tile(WHOLE_ROW)
+        with device_of(y):
+            _backward[(rows.programs(P),)](
+                dy, y, dx, rows.positions, rows.K, rows.inner,
+                log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
+            )  # fmt: skip
+    return dx
+
+
+_SIZES = {"positions": "i32", "K": "i32", "inner": "i32"}
+_SHAPES = {
+    "row": {"ONE": True, "P": 1, "BLOCK": WHOLE_ROW, "STRIDED": False},
+    "short rows": {"ONE": True, "P": 256, "BLOCK": 16, "STRIDED": False},
+    "long rows": {"ONE": False, "P": 1, "BLOCK": TILE, "STRIDED": False},
+    "strided": {"ONE": True, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
+    "strided long": {"ONE": False, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
+}
+# What the tests of the compile targets compile: kernel, types and constants by name, warps.
+TARGETS = [
+    {
+        "name": f"softmax.{name}{' log' if log else ''} {shape}",
+        "kernel": kernel,
+        "types": {**dict.fromkeys(tensors, "*{dtype}"), **_SIZES},
+        "constants": {"LOG": log, **constants},
+        "num_warps": warps_of(constants["P"], constants["BLOCK"]),
+        "wide_accesses": not constants["STRIDED"] and shape != "short rows",
+    }
+    for name, kernel, tensors in (("forward", _forward, ("X", "Y")), ("backward", _backward, ("DY", "Y", "DX")))
+    for log in (False, True)
+    for shape, constants in _SHAPES.items()
+]
