@@ -1,12 +1,14 @@
 """Functional forms of the activations, with torch.nn.functional's names and signatures.
 
-``inplace=True`` is torch's own in-place operator, which overwrites its input and whose backward is torch's.
+``inplace=True`` is torch's own in-place operator, which overwrites its input and whose backward is torch's. So is
+every activation of complex numbers, for which the table's derivatives do not hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -61,9 +63,20 @@ def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
         given = dict(zip(ACTIVATIONS[name].parameters, parameters, strict=True))
         return handle_torch_function(activation, (input,), input, name, given)
     check_tensor(name, input=input)
+    if input.is_complex():
+        return _complex(name, input, *parameters)
     if name == "softplus":
         (input,) = to_float32(input, cpu=False)
     return call(ActivationFunction, input, name, tuple(map(float, parameters)))
+
+
+def _complex(name: str, input: Tensor, *parameters: float) -> Tensor:
+    if name == "identity":
+        return input.clone()
+    if name == "gelu_tanh":
+        return F.gelu(input, approximate="tanh")
+    native = getattr(torch, name) if name == "sin" else getattr(F, name)
+    return native(input, *parameters)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..functions.dense import DenseFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
+from . import activation as activations
+from . import dropout as dropouts
 from ._common import activation_arguments, check_probability, check_same, check_tensor, lower_precision
 
 __all__ = ["dense", "linear"]
@@ -26,12 +29,16 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: shapes that do not fit, or different dtypes or devices.
+
+    Complex numbers have torch's own operator, here and in :func:`dense`.
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
     check_tensor("linear", input=input, weight=weight, bias=bias)
     x, W, b = lower_precision(input, weight, bias)
     _check_shapes("linear", x, W, b)
+    if x.is_complex():
+        return F.linear(x, W, b)
     return call(DenseFunction, x, W, b, None, None, 0.0, "identity", ())
 
 
@@ -78,6 +85,10 @@ def dense(
     shape = (*x.shape[:-1], W.shape[0])
     if residual is not None and residual.shape != shape:
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
+    if x.is_complex():
+        y = activations.activation(F.linear(x, W, b), name, activation_parameters)
+        y = dropouts.dropout(y, p, training, generator=generator)
+        return y if residual is None else y + residual
     mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
     output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
     return output[0] if isinstance(output, tuple) else output

@@ -323,10 +323,16 @@ def _error_loss(
         raise ValueError(
             f"{name}(): 'weight': expected the shape of 'input', {tuple(input.shape)}, got {tuple(w.shape)}"
         )
+    if w is None and error in ("mse", "smooth_l1") and x.dtype != t.dtype and torch.bool in (x.dtype, t.dtype):
+        # These operators of torch promote a bool, which ``-`` refuses.
+        x, t = x.to(torch.promote_types(x.dtype, t.dtype)), t.to(torch.promote_types(x.dtype, t.dtype))
     dtype = torch.promote_types(x.dtype, t.dtype)
+    if error == "huber" and not x.is_floating_point() and dtype.is_floating_point:
+        raise RuntimeError(f"{name}(): 'input': expected a floating dtype, got {x.dtype}")
     if not dtype.is_floating_point:
-        if error == "l1" and w is None:
-            return F.l1_loss(x, t, reduction=reduction)  # integers and complex numbers have torch's own
+        # Integers and complex numbers have torch's own, where torch has one.
+        if error == "l1" or (error == "mse" and w is not None):
+            return getattr(F, name)(input, target, reduction=reduction, weight=w)
         raise NotImplementedError(f"{name}(): 'input', 'target': expected a floating dtype, got {x.dtype}, {t.dtype}")
     # torch composes the weighted forms of other operators, and autocast acts on those.
     x, t = to_float32(x, t, cpu=w is None or error == "huber")
