@@ -477,3 +477,11 @@ def test_training_step_compiles_to_one_graph(backend: str, momentum: float | Non
 
 def test_lazy_batch_norm_is_torchs() -> None:
     assert nn.LazyBatchNorm1d is torch.nn.LazyBatchNorm1d
+
+
+def test_exported_training_detaches_the_statistics() -> None:
+    model = torch.nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    program = torch.export.export(model, (torch.randn(6, 3),)).module()
+    for _ in range(2):
+        program(torch.randn(6, 3)).sum().backward()
+    assert not any(buffer.requires_grad for buffer in program.buffers())

@@ -156,6 +156,7 @@ def _update(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
 ) -> None:
     """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1)."""
+    mean, var = mean.detach(), var.detach()  # an exported program forgets no_grad
     if running_mean is not None and running_var is not None and n > 1:
         for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
             running.lerp_(batch.to(running.dtype), momentum)
