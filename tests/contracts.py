@@ -94,16 +94,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    marker = item.get_closest_marker("contract")
-    if marker is None:
-        return
-    (contract,) = marker.args
-    if contract not in CONTRACTS:
-        raise pytest.UsageError(f"{item.nodeid}: unknown contract {contract!r}")
-    function = marker.kwargs.get("function")
-    if function is None:
-        function = item.callspec.params["case"].function  # type: ignore[attr-defined]
     callspec = getattr(item, "callspec", None)
-    backend = callspec.params.get("backend", "torch") if callspec else "torch"
-    for name in [function] if isinstance(function, str) else function:
-        item.user_properties.append(("contract", (marker.kwargs.get("backend", backend), name, contract)))
+    parameters = callspec.params if callspec else {}
+    for marker in item.iter_markers("contract"):
+        (contract,) = marker.args
+        if contract not in CONTRACTS:
+            raise pytest.UsageError(f"{item.nodeid}: unknown contract {contract!r}")
+        functions = marker.kwargs.get("function") or parameters["case"].function
+        for function in [functions] if isinstance(functions, str) else functions:
+            item.user_properties.append(("contract", (parameters.get("backend", "torch"), function, contract)))

@@ -9,6 +9,7 @@ from cases import torch_activation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import bp_torch.functional as bpF
 from bp_torch import nn
@@ -139,6 +140,20 @@ def test_residual_of_another_dtype_promotes_as_torch_does() -> None:
     assert r.grad.dtype == torch.float32
 
 
+@pytest.mark.contract("randomness", function="DenseFunction")
+def test_checkpointing_draws_the_same_mask() -> None:
+    layer = nn.Dense(16, 64, activation="relu", dropout=0.5)
+    x = torch.randn(64, 16, requires_grad=True)
+    for reentrant in (False, True):
+        torch.manual_seed(1)
+        expected = torch.autograd.grad(layer(x).square().sum(), x)[0]
+        torch.manual_seed(1)
+        x.grad = None
+        checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+        torch.testing.assert_close(x.grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.contract("randomness", function="DenseFunction")
 def test_generator_decides_the_mask() -> None:
     x, W = torch.ones(64, 8), torch.ones(32, 8)
 

@@ -108,6 +108,12 @@ def equals_one_process(rank: int, world: int, rows: tuple[int, ...]) -> None:
             torch.testing.assert_close(sync.eval()(x, r), bpF.activation(whole.eval()(x) + r, activation or "identity"))
 
 
+SYNCHRONIZED = ["SyncStatisticsFunction", "AllReduceFunction"]
+
+
+@pytest.mark.contract("backward", function=SYNCHRONIZED)
+@pytest.mark.contract("double backward", function=SYNCHRONIZED)
+@pytest.mark.contract("edges", function=SYNCHRONIZED)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_equals_one_process_with_all_rows(rows: tuple[int, ...], tmp_path: Path) -> None:
     """On the CPU, where torch's own SyncBatchNorm raises."""
@@ -141,6 +147,8 @@ def other_uses(rank: int, world: int) -> None:
     torch.testing.assert_close(gathered(tangent, (4,) * world), expected[1], **EXACT)
 
 
+@pytest.mark.contract("forward mode", function=SYNCHRONIZED)
+@pytest.mark.contract("dtypes", function=SYNCHRONIZED)
 def test_refusals_groups_dtypes_and_forward_mode(tmp_path: Path) -> None:
     run_in_group(other_uses, 2, tmp_path)
 
