@@ -25,9 +25,12 @@ every_backend = pytest.mark.parametrize(
 WITH_KERNELS = {
     "ActivationFunction",
     "BatchNormFunction",
+    "CrossEntropyFunction",
+    "CrossEntropyProbabilitiesFunction",
     "DenseFunction",
     "DropoutFunction",
     "LogSoftmaxFunction",
+    "NLLLossFunction",
     "NormalizeFunction",
     "ResidualFunction",
     "SoftmaxFunction",
@@ -127,12 +130,19 @@ def test_gradgradcheck(case: Case) -> None:
 def test_gradient_penalty_equals_torch(case: Case, backend: Setting) -> None:
     case = backend.on(case)
 
-    def penalty(f: Callable[..., Any]) -> tuple[Tensor | None, ...]:
-        inputs = leaves(case, backend.dtype)
+    def penalty(f: Callable[..., Any], dtype: torch.dtype = backend.dtype) -> tuple[Tensor, ...]:
+        inputs = leaves(case, dtype)
         first = torch.autograd.grad(scalar(f)(*inputs), inputs, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
 
-    torch.testing.assert_close(penalty(case.ours), penalty(case.theirs), **closeness(case, backend))
+    ours, theirs = penalty(case.ours), penalty(case.theirs)
+    if backend.dtype == torch.float64:
+        torch.testing.assert_close(ours, theirs, **closeness(case, backend))
+        return
+    # Roundings add up in a second derivative, torch's too: close to torch, or closer to float64 than torch is.
+    for got, torchs, right in zip(ours, theirs, penalty(case.theirs, torch.float64), strict=True):
+        if (got.double() - right).abs().max() > (torchs.double() - right).abs().max():
+            torch.testing.assert_close(got, torchs)
 
 
 @contract("forward mode")

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .function import Function
+from ..backends import kernels
+from .function import Function, is_plain
 from .loss import KINDS, NARROW, fast_on_cpu, reduce, spread, wide
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
@@ -75,6 +76,12 @@ def _check_range(index: Tensor, K: int) -> None:
             raise IndexError(f"'target': expected classes from 0 to {K - 1} or 'ignore_index', got {bad}")
 
 
+def _check_classes(t: Tensor, ignore_index: int, K: int) -> None:
+    """As :func:`_check_range`, for classes of which some may be ignored."""
+    if t.device.type == "cpu":
+        _check_range(torch.where(t != ignore_index, t, 0), K)
+
+
 def _weight_of(w: Tensor | None, counts: Tensor, index: Tensor, c: int, dtype: torch.dtype) -> Tensor:
     """w_t where the position counts, else 0."""
     if w is None:
@@ -94,6 +101,10 @@ class CrossEntropyFunction(Function):
         x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         c, fast = class_dim(x), fast_on_cpu(x, t, w)
+        triton = kernels(x, t, w) if x.numel() > 0 and is_plain(x, t, w) else None
+        if triton is not None:
+            _check_classes(t, ignore_index, x.shape[c])
+            return triton.cross_entropy.forward(x, c, t, w, ignore_index, smoothing, reduction)
         if fast and _is_small(x, smoothing):
             return _small(x, t, w, ignore_index, reduction)
         counts, index = _counted(t, ignore_index, c)
@@ -118,7 +129,13 @@ class CrossEntropyFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:
         x, t, w, total, m, r = ctx.saved_tensors
-        c = class_dim(x)
+        c, fused = class_dim(x), dloss is not None and dr is None and x.numel() > 0 and is_plain(x, t, w, dloss)
+        triton = kernels(x, t, w, dloss) if fused else None
+        if triton is not None:
+            dx = triton.cross_entropy.backward(
+                dloss, x, c, t, w, total, m, r, ctx.ignore_index, ctx.smoothing, ctx.reduction
+            )
+            return dx, None, None, None, None, None
         if dloss is not None and dr is None and _is_small(x, ctx.smoothing) and fast_on_cpu(x, t, w, dloss):
             return _small_backward(dloss, x, t, w, total, m, r, ctx.ignore_index, ctx.reduction), *(None,) * 5
         counts, index = _counted(t, ctx.ignore_index, c)
@@ -260,6 +277,9 @@ class CrossEntropyProbabilitiesFunction(Function):
         x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, reduction: str, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         c = class_dim(x)
+        triton = kernels(x, q, w) if x.numel() > 0 and is_plain(x, q, w) else None
+        if triton is not None:
+            return triton.cross_entropy.probabilities_forward(x, c, q, w, smoothing, reduction, dtype)
         rows = [slice(None)] if not fast_on_cpu(x, q, w) else _slices(x)
         parts = []
         for i in rows:
@@ -283,6 +303,13 @@ class CrossEntropyProbabilitiesFunction(Function):
         x, q, w, m, r = ctx.saved_tensors
         need_x, need_q, need_w = ctx.needs_input_grad[:3]
         c, dx, dq, dw = class_dim(x), None, None, None
+        fused = dloss is not None and dr is None and not need_w and x.numel() > 0 and is_plain(x, q, w, dloss)
+        triton = kernels(x, q, w, dloss) if fused else None
+        if triton is not None:
+            dx, dq = triton.cross_entropy.probabilities_backward(
+                dloss, x, c, q, w, m, r, ctx.smoothing, ctx.reduction, (need_x, need_q)
+            )
+            return dx, dq, None, None, None, None
         if dloss is not None:
             dL = spread(wide(dloss), ctx.reduction, _positions(x))
             dL = dL.unsqueeze(c) if ctx.reduction == "none" else dL
@@ -359,6 +386,10 @@ class NLLLossFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor]:
         c = class_dim(x)
+        triton = kernels(x, t, w) if x.numel() > 0 and is_plain(x, t, w) else None
+        if triton is not None:
+            _check_classes(t, ignore_index, x.shape[c])
+            return triton.cross_entropy.nll_forward(x, c, t, w, ignore_index, reduction)
         if x.dim() <= 2 and x.dtype not in NARROW and fast_on_cpu(x, t, w):
             loss, total = aten.nll_loss_forward.default(x, t, w, KINDS[reduction], ignore_index)
             return loss, total
@@ -384,6 +415,13 @@ class NLLLossFunction(Function):
             return None, None, None, None, None
         t, w, total = ctx.saved_tensors
         c = 0 if len(ctx.shape) == 1 else 1
+        # t is an integer: dloss tells the dtype of x.
+        triton = kernels(dloss, t, w) if ctx.shape.numel() > 0 and is_plain(t, w, dloss) else None
+        if triton is not None:
+            dx = triton.cross_entropy.nll_backward(
+                dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction
+            )
+            return dx, None, None, None, None
         fast = fast_on_cpu(t, w, dloss)
         if fast and len(ctx.shape) <= 2 and ctx.dtype == total.dtype:
             x = torch.empty(ctx.shape, dtype=ctx.dtype)  # tells the shape

@@ -1,0 +1,419 @@
+"""Losses of class scores: softmax cross-entropy, of classes or of probabilities, and negative log-likelihood.
+
+For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u) and p = exp(u - r), against weights k_c::
+
+    L = Σ k_c (r - u_c)          dx = (S p - k) dL,  S = Σ k_c
+
+    class t          k_c = w_t (1 - ε) [c = t] + w_c ε/K, and all zero where t is ignored
+    probabilities    k_c = w_c ((1 - ε) q_c + ε/K)
+
+Forward reads the logits once, in blocks: m, Σ exp(u) and Σ k_c u_c are carried along and shifted whenever m grows, so
+that logits of 1e4 cost no accuracy. It keeps m and r alone; backward reads the logits once more and writes dx into a
+tensor of its own. The losses of positions are added up in float64. How positions lie in memory is softmax.py's matter: classes need not be the last dimension.
+
+A class outside [0, K) that is not ignored reads nothing; its loss and its gradient are NaN, and ``TRITON_DEBUG=1`` makes
+it a device-side assertion.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .cast import cast
+from .launch import device_of
+from .loss import finish
+from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, warps_of
+
+__all__ = ["backward", "forward", "nll_backward", "nll_forward", "probabilities_backward", "probabilities_forward"]
+
+NAN = tl.constexpr(float("nan"))
+
+
+@triton.jit
+def _class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
+    """Of the positions j: the class, whether it counts, whether it exists, and its weight: 0 where ignored."""
+    t = tl.load(T + j, mask=inside, other=0)
+    counts = inside & (t != ignored)
+    exists = counts & (t >= 0) & (t < K)
+    tl.device_assert(exists | (counts == 0), "cross-entropy: a class outside [0, K)")
+    if HAS_W:
+        a = tl.load(W + t, mask=exists, other=NAN).to(tl.float32)
+    else:
+        a = tl.where(exists, 1.0, NAN)
+    return t, counts, exists, tl.where(counts, a, 0.0)
+
+
+@triton.jit
+def _forward(
+    X, T, W, M, R, LOSS, PART, positions, K, inner, ignored, keep, share,
+    HAS_W: tl.constexpr, SMOOTH: tl.constexpr, NONE: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    """keep = 1 - ε, share = ε/K."""
+    base, inside, j = locate(positions, K, inner, P, STRIDED)
+    m = tl.full((P,), -INFINITY, dtype=tl.float32)
+    s = tl.zeros((P,), dtype=tl.float32)
+    u_sum = tl.zeros((P,), dtype=tl.float32)  # Σ w_c u_c
+    w_sum = tl.zeros((P,), dtype=tl.float32)  # Σ w_c
+    for start in range(0, K, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        at, mask = elements(base, inside, k, K, inner, STRIDED)
+        x = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
+        m_new, s, shift = merge(x, m, s)
+        if SMOOTH:
+            w = tl.where(k < K, 1.0, 0.0)
+            if HAS_W:
+                w = tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)
+            u_sum += tl.where(m == -INFINITY, 0.0, m - shift) * w_sum
+            u_sum += tl.sum(tl.where(mask, (x - shift[:, None]) * w[None, :], 0.0), axis=1)
+            w_sum += tl.sum(w, axis=0)
+        m = m_new
+    r = tl.log(s)
+    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
+    u_t = tl.load(X + base + t * inner, mask=exists, other=0.0).to(tl.float32) - m
+    L = keep * a * (r - u_t)
+    if SMOOTH:
+        L += share * (w_sum * r - u_sum)
+    L = tl.where(counts, L, 0.0)
+    tl.store(M + j, m, mask=inside)
+    tl.store(R + j, r, mask=inside)
+    if NONE:
+        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=inside)
+    else:
+        tl.store(PART + tl.program_id(0), tl.sum(L.to(tl.float64), axis=0))
+    tl.store(PART + tl.num_programs(0) + tl.program_id(0), tl.sum(a.to(tl.float64), axis=0))
+
+
+@triton.jit
+def _backward(
+    X, T, W, M, R, DLOSS, TOTAL, W_SUM, DX, positions, K, inner, ignored, keep, share,
+    HAS_W: tl.constexpr, SMOOTH: tl.constexpr, NONE: tl.constexpr, MEAN: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, j = locate(positions, K, inner, P, STRIDED)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at, mask = elements(base, inside, k, K, inner, STRIDED)
+    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
+    dL = _upstream(DLOSS, TOTAL, j, counts, NONE, MEAN)
+    k_t = keep * a * dL
+    S = k_t
+    if SMOOTH:
+        S += tl.load(W_SUM) * share * dL
+    x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
+    m = tl.load(M + j, mask=inside, other=0.0)
+    r = tl.load(R + j, mask=inside, other=0.0)
+    dx = S[:, None] * tl.exp(x - m[:, None] - r[:, None]) - tl.where(k[None, :] == t[:, None], k_t[:, None], 0.0)
+    if SMOOTH:
+        rest = (share * dL)[:, None]
+        if HAS_W:
+            rest = rest * tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+        dx -= rest
+    tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _upstream(DLOSS, TOTAL, j, counts, NONE: tl.constexpr, MEAN: tl.constexpr):
+    """dL of each position; 0 where it does not count."""
+    if NONE:
+        dL = tl.load(DLOSS + j, mask=counts, other=0.0).to(tl.float32)
+    else:
+        dL = tl.load(DLOSS).to(tl.float32)
+        if MEAN:
+            dL = dL / tl.load(TOTAL)
+    return tl.where(counts, dL, 0.0)
+
+
+@triton.jit
+def _weights(Q, W, at, mask, k, K, keep, share, HAS_W: tl.constexpr, SMOOTH: tl.constexpr):
+    """k_c = w_c ((1 - ε) q_c + ε/K), 0 outside."""
+    weights = tl.load(Q + at, mask=mask, other=0.0).to(tl.float32)
+    if SMOOTH:
+        weights = tl.where(mask, weights * keep + share, 0.0)
+    if HAS_W:
+        weights *= tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    return weights
+
+
+@triton.jit
+def _probabilities_forward(
+    X, Q, W, M, R, LOSS, PART, positions, K, inner, keep, share,
+    HAS_W: tl.constexpr, SMOOTH: tl.constexpr, NONE: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, j = locate(positions, K, inner, P, STRIDED)
+    m = tl.full((P,), -INFINITY, dtype=tl.float32)
+    s = tl.zeros((P,), dtype=tl.float32)
+    ku_sum = tl.zeros((P,), dtype=tl.float32)  # Σ k_c u_c
+    k_sum = tl.zeros((P,), dtype=tl.float32)  # Σ k_c
+    for start in range(0, K, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        at, mask = elements(base, inside, k, K, inner, STRIDED)
+        x = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
+        weights = _weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH)
+        m_new, s, shift = merge(x, m, s)
+        ku_sum += tl.where(m == -INFINITY, 0.0, m - shift) * k_sum
+        ku_sum += tl.sum(tl.where(mask, weights * (x - shift[:, None]), 0.0), axis=1)
+        k_sum += tl.sum(weights, axis=1)
+        m = m_new
+    r = tl.log(s)
+    L = k_sum * r - ku_sum
+    tl.store(M + j, m, mask=inside)
+    tl.store(R + j, r, mask=inside)
+    if NONE:
+        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=inside)
+    else:
+        tl.store(PART + tl.program_id(0), tl.sum(tl.where(inside, L, 0.0).to(tl.float64), axis=0))
+
+
+@triton.jit
+def _probabilities_backward(
+    X, Q, W, M, R, DLOSS, DX, DQ, positions, K, inner, keep, share, divisor,
+    HAS_W: tl.constexpr, SMOOTH: tl.constexpr, NONE: tl.constexpr, NEED_X: tl.constexpr, NEED_Q: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, j = locate(positions, K, inner, P, STRIDED)
+    k_sum = tl.zeros((P,), dtype=tl.float32)
+    if NEED_X:
+        for start in range(0, K, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            at, mask = elements(base, inside, k, K, inner, STRIDED)
+            k_sum += tl.sum(_weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH), axis=1)
+    dL = _upstream(DLOSS, None, j, inside, NONE, False) / divisor
+    m = tl.load(M + j, mask=inside, other=0.0)
+    r = tl.load(R + j, mask=inside, other=0.0)
+    for start in range(0, K, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        at, mask = elements(base, inside, k, K, inner, STRIDED)
+        minus_log_p = r[:, None] - (tl.load(X + at, mask=mask, other=0.0).to(tl.float32) - m[:, None])
+        if NEED_X:
+            weights = _weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH)
+            dx = dL[:, None] * (k_sum[:, None] * tl.exp(-minus_log_p) - weights)
+            tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
+        if NEED_Q:
+            dq = (keep * dL)[:, None] * minus_log_p
+            if HAS_W:
+                dq *= tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+            tl.store(DQ + at, cast(dq, DQ.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _nll_forward(
+    X, T, W, LOSS, PART, positions, K, inner, ignored, HAS_W: tl.constexpr, NONE: tl.constexpr, BLOCK: tl.constexpr
+):
+    j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    t, counts, exists, a = _class_of(T, W, j, j < positions, K, ignored, HAS_W)
+    at = ((j // inner) * K + t) * inner + j % inner
+    L = tl.where(counts, -a * tl.load(X + at, mask=exists, other=0.0).to(tl.float32), 0.0)
+    if NONE:
+        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=j < positions)
+    else:
+        tl.store(PART + tl.program_id(0), tl.sum(L.to(tl.float64), axis=0))
+    tl.store(PART + tl.num_programs(0) + tl.program_id(0), tl.sum(a.to(tl.float64), axis=0))
+
+
+@triton.jit
+def _nll_backward(
+    T, W, DLOSS, TOTAL, DX, positions, K, inner, ignored,
+    HAS_W: tl.constexpr, NONE: tl.constexpr, MEAN: tl.constexpr,
+    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
+):  # fmt: skip
+    base, inside, j = locate(positions, K, inner, P, STRIDED)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at, mask = elements(base, inside, k, K, inner, STRIDED)
+    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
+    k_t = tl.where(counts, a * _upstream(DLOSS, TOTAL, j, counts, NONE, MEAN), 0.0)
+    elsewhere = tl.where(counts & (exists == 0), NAN, 0.0)
+    dx = tl.where(k[None, :] == t[:, None], -k_t[:, None], elsewhere[:, None])
+    tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
+
+
+NLL_BLOCK = 1024  # not yet measured on a GPU
+
+
+def _shape_of_statistics(x: Tensor, c: int) -> tuple[int, ...]:
+    return (*x.shape[:c], 1, *x.shape[c + 1 :])
+
+
+def _smoothing(smoothing: float, K: int) -> tuple[float, float]:
+    """1 - ε and ε/K."""
+    return 1.0 - smoothing, smoothing / K
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def forward(
+    x: Tensor, c: int, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, total, m, r) for classes t along the dimension c of x, which is not empty."""
+    x, rows = rows_of(x, c, in_order=True)
+    t, w = t.contiguous(), _contiguous(w)
+    m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
+    r, none = torch.empty_like(m), reduction == "none"
+    P, block = rows.tile()
+    programs = rows.programs(P)
+    part = torch.empty((2, programs), dtype=torch.float64, device=x.device)
+    loss = x.new_empty(t.shape) if none else part
+    with device_of(x):
+        _forward[(programs,)](
+            x, t, w, m, r, loss, part, rows.positions, rows.K, rows.inner, ignore_index,
+            *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
+            num_warps=warps_of(P, block),
+        )  # fmt: skip
+    reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
+    return loss if none else reduced, total, m, r
+
+
+def backward(
+    dloss: Tensor, x: Tensor, c: int, t: Tensor, w: Tensor | None, total: Tensor, m: Tensor, r: Tensor,
+    ignore_index: int, smoothing: float, reduction: str,
+) -> Tensor:  # fmt: skip
+    """dx in x's dtype, and in its memory layout where that is dense with positions in order."""
+    x, rows = rows_of(x, c, in_order=True)
+    dx, none, smooth = torch.empty_like(x), reduction == "none", smoothing > 0
+    t, w, m, r = t.contiguous(), _contiguous(w), m.contiguous(), r.contiguous()
+    dloss = dloss.contiguous()
+    w_sum = total
+    if smooth:
+        w_sum = m.new_full((), float(rows.K)) if w is None else w.sum(dtype=torch.float32)
+    P, block = rows.tile()
+    with device_of(x):
+        _backward[rows.programs(P), triton.cdiv(rows.K, block)](
+            x, t, w, m, r, dloss, total, w_sum, dx, rows.positions, rows.K, rows.inner, ignore_index,
+            *_smoothing(smoothing, rows.K), w is not None, smooth, none, reduction == "mean", P, block, rows.strided,
+            num_warps=warps_of(P, block),
+        )  # fmt: skip
+    return dx
+
+
+def probabilities_forward(
+    x: Tensor, c: int, q: Tensor, w: Tensor | None, smoothing: float, reduction: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, m, r) for probabilities q of x's shape; the loss in ``dtype``."""
+    x, rows = rows_of(x, c, in_order=True)
+    q, w = like(q, x), _contiguous(w)
+    m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
+    r, none = torch.empty_like(m), reduction == "none"
+    P, block = rows.tile()
+    programs = rows.programs(P)
+    part = m if none else torch.empty((1, programs), dtype=torch.float64, device=x.device)
+    loss = x.new_empty((*x.shape[:c], *x.shape[c + 1 :]), dtype=dtype) if none else part
+    with device_of(x):
+        _probabilities_forward[(programs,)](
+            x, q, w, m, r, loss, part, rows.positions, rows.K, rows.inner,
+            *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
+            num_warps=warps_of(P, block),
+        )  # fmt: skip
+    if not none:
+        loss = finish(part, dtype, rows.positions if reduction == "mean" else 1, False)[0]
+    return loss, m, r
+
+
+def probabilities_backward(
+    dloss: Tensor, x: Tensor, c: int, q: Tensor, w: Tensor | None, m: Tensor, r: Tensor,
+    smoothing: float, reduction: str, needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """dx and dq, those that ``needs`` names, in the dtypes of x and q."""
+    x, rows = rows_of(x, c, in_order=True)
+    q, w, m, r, dloss = like(q, x), _contiguous(w), m.contiguous(), r.contiguous(), dloss.contiguous()
+    dx = torch.empty_like(x) if needs[0] else None
+    dq = torch.empty_like(q) if needs[1] else None
+    P, block = rows.tile()
+    with device_of(x):
+        _probabilities_backward[(rows.programs(P),)](
+            x, q, w, m, r, dloss, dx, dq, rows.positions, rows.K, rows.inner, *_smoothing(smoothing, rows.K),
+            float(rows.positions) if reduction == "mean" else 1.0,
+            w is not None, smoothing > 0, reduction == "none", *needs, P, block, rows.strided,
+            num_warps=warps_of(P, block),
+        )  # fmt: skip
+    return dx, dq
+
+
+def nll_forward(
+    x: Tensor, c: int, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """(loss, total) for classes t along the dimension c of x, which is not empty."""
+    x, rows = rows_of(x, c, in_order=True)
+    t, w, none = t.contiguous(), _contiguous(w), reduction == "none"
+    programs = triton.cdiv(rows.positions, NLL_BLOCK)
+    part = torch.empty((2, programs), dtype=torch.float64, device=x.device)
+    loss = x.new_empty(t.shape) if none else part
+    with device_of(x):
+        _nll_forward[(programs,)](
+            x, t, w, loss, part, rows.positions, rows.K, rows.inner, ignore_index, w is not None, none, NLL_BLOCK,
+            num_warps=4,
+        )  # fmt: skip
+    reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
+    return loss if none else reduced, total
+
+
+def nll_backward(
+    dloss: Tensor, shape: torch.Size, c: int, dtype: torch.dtype, t: Tensor, w: Tensor | None, total: Tensor,
+    ignore_index: int, reduction: str,
+) -> Tensor:  # fmt: skip
+    """dx of this shape and dtype, contiguous."""
+    dx = torch.empty(shape, dtype=dtype, device=t.device)
+    rows = rows_of(dx, c)[1]
+    t, w, dloss = t.contiguous(), _contiguous(w), dloss.contiguous()
+    P, block = rows.tile()
+    with device_of(dx):
+        _nll_backward[rows.programs(P), triton.cdiv(rows.K, block)](
+            t, w, dloss, total, dx, rows.positions, rows.K, rows.inner, ignore_index,
+            w is not None, reduction == "none", reduction == "mean", P, block, rows.strided,
+            num_warps=warps_of(P, block),
+        )  # fmt: skip
+    return dx
+
+
+_TYPES = {
+    **dict.fromkeys(("X", "Q", "W", "LOSS", "DLOSS", "DX", "DQ"), "*{dtype}"),
+    **dict.fromkeys(("M", "R", "TOTAL", "W_SUM"), "*fp32"),
+    "PART": "*fp64",
+    **dict.fromkeys(("positions", "K", "inner", "ignored"), "i32"),
+    **dict.fromkeys(("keep", "share", "divisor"), "fp32"),
+    "T": "*i64",
+}
+_SHAPES = {
+    "rows": {"P": 1, "BLOCK": TILE, "STRIDED": False},
+    "short rows": {"P": 256, "BLOCK": 16, "STRIDED": False},
+    "strided": {"P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
+}
+_KERNELS = {
+    "forward": (_forward, {}),
+    "backward": (_backward, {"MEAN": True}),
+    "probabilities_forward": (_probabilities_forward, {}),
+    "probabilities_backward": (_probabilities_backward, {"NEED_X": True, "NEED_Q": True}),
+}
+# What the tests of the compile targets compile: kernel, types and constants by name, warps.
+TARGETS = [
+    {
+        "name": f"cross_entropy.{name} {shape}{' all options' if options else ''}",
+        "kernel": kernel,
+        "types": _TYPES,
+        "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
+        "num_warps": warps_of(tile["P"], tile["BLOCK"]),
+        "wide_accesses": shape == "rows",
+    }
+    for name, (kernel, more) in _KERNELS.items()
+    for shape, tile in _SHAPES.items()
+    for options in (False, True)
+]
+TARGETS += [
+    {
+        "name": f"cross_entropy.nll_forward{' weight' if weight else ''}", "kernel": _nll_forward, "types": _TYPES,
+        "constants": {"HAS_W": weight, "NONE": weight, "BLOCK": NLL_BLOCK}, "num_warps": 4, "wide_accesses": False,
+    }
+    for weight in (False, True)
+]  # fmt: skip
+TARGETS += [
+    {
+        "name": f"cross_entropy.nll_backward {shape}", "kernel": _nll_backward, "types": _TYPES,
+        "constants": {"HAS_W": True, "NONE": False, "MEAN": True, **tile},
+        "num_warps": warps_of(tile["P"], tile["BLOCK"]), "wide_accesses": shape == "rows",
+    }
+    for shape, tile in _SHAPES.items()
+]  # fmt: skip
