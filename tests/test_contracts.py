@@ -24,11 +24,13 @@ every_backend = pytest.mark.parametrize(
 )  # fmt: skip
 WITH_KERNELS = {
     "ActivationFunction",
+    "BCEWithLogitsFunction",
     "BatchNormFunction",
     "CrossEntropyFunction",
     "CrossEntropyProbabilitiesFunction",
     "DenseFunction",
     "DropoutFunction",
+    "ErrorLossFunction",
     "LogSoftmaxFunction",
     "NLLLossFunction",
     "NormalizeFunction",

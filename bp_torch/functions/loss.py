@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import kernels
 from .function import Function, is_plain
 
 __all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
@@ -122,6 +123,10 @@ class ErrorLossFunction(Function):
         x: Tensor, t: Tensor, w: Tensor | None, error: str, parameter: float, reduction: str, dtype: torch.dtype
     ) -> Tensor:
         row = ERRORS[error]
+        alike = w is None or w.shape == x.shape  # Σw counts each weight once
+        triton = kernels(x, t, w) if alike and x.numel() > 0 and is_plain(x, t, w) else None
+        if triton is not None:
+            return triton.loss.forward(x, t, w, None, error, parameter, reduction, dtype)
         if w is None and fast_on_cpu(x, t):
             native = row.native if x.dtype == t.dtype == dtype and dtype not in NARROW else None
             if reduction != "none" and _in_chunks(x, t):
@@ -149,8 +154,14 @@ class ErrorLossFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w = ctx.saved_tensors
-        w = None if w is None else wide(w)
         need_x, need_t, need_w = ctx.needs_input_grad[:3]
+        fused = (w is None or w.shape == x.shape) and x.numel() > 0 and is_plain(x, t, w, dloss)
+        triton = kernels(x, t, w, dloss) if fused else None
+        if triton is not None:
+            needs = need_x, need_t, need_w
+            grads = triton.loss.backward(dloss, x, t, w, None, ctx.error, ctx.parameter, ctx.reduction, needs)
+            return *grads, None, None, None, None
+        w = None if w is None else wide(w)
         row, dx, dw = ERRORS[ctx.error], None, None
         fast = w is None and fast_on_cpu(x, t, dloss)
         native = row.native_backward if x.dtype == t.dtype == dloss.dtype and x.dtype not in NARROW else None
@@ -223,6 +234,9 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Tensor:
         dtype = t.dtype
+        triton = kernels(x, t, w, pi) if x.numel() > 0 and is_plain(x, t, w, pi) else None
+        if triton is not None:
+            return triton.loss.forward(x, t, w, pi, "bce", 0.0, reduction, dtype)
         if w is None and pi is None and reduction != "none" and _in_chunks(x, t) and fast_on_cpu(x, t):
             L = torch.stack([_bce(wide(a), wide(b), None).sum() for a, b in _chunks(x, t)]).sum()
             return (L / x.numel() if reduction == "mean" else L).to(dtype)
@@ -243,6 +257,11 @@ class BCEWithLogitsFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w, pi = ctx.saved_tensors
         need_x, need_t = ctx.needs_input_grad[:2]
+        triton = kernels(x, t, w, pi, dloss) if x.numel() > 0 and is_plain(x, t, w, pi, dloss) else None
+        if triton is not None:
+            needs = need_x, need_t, False
+            dx, dt, _ = triton.loss.backward(dloss, x, t, w, pi, "bce", 0.0, ctx.reduction, needs)
+            return dx, dt, None, None, None
         alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
         dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
         if alone and _in_chunks(x, t) and fast_on_cpu(x, t, dloss):
