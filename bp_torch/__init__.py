@@ -5,9 +5,9 @@
 
 from . import functional, nn
 from ._conversion_report import conversion_report
-from .backends import backend
+from .backends import backend, batch_invariant
 from .conversion import convert, revert
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "backend", "conversion_report", "convert", "functional", "nn", "revert"]
+__all__ = ["__version__", "backend", "batch_invariant", "conversion_report", "convert", "functional", "nn", "revert"]

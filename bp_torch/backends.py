@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .functions.function import is_ordinary
 
-__all__ = ["backend", "current_backend", "kernels", "mask_of"]
+__all__ = ["backend", "batch_invariant", "current_backend", "is_batch_invariant", "kernels", "mask_of"]
 
 NAMES = ("auto", "torch", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,6 +34,7 @@ def _checked(name: str, source: str) -> str:
 
 # One setting for the process: backward runs in threads of the autograd engine, which see no thread's own.
 _current = _checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND")
+_batch_invariant = False
 _package: ModuleType | None = None
 _unusable: str | None = None
 _warned: set[str] = set()
@@ -64,6 +65,38 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _current = before
+
+
+@contextmanager
+def batch_invariant() -> Iterator[None]:
+    """Inside a ``with`` block, or a decorated function: a row's result has the same bits whatever the batch around it.
+
+    So that a sample's prediction does not depend on which others were sent along, nor a policy's log-probabilities on
+    whether they were computed in training or while acting.
+
+    Covered are the results of forward, in eager mode, of dense layers (Linear, Dense, MLP), activations, residual
+    connections, softmax and log-softmax over other dimensions than the first, cross-entropy with ``reduction="none"``,
+    and batch norm in evaluation mode. Matrix products then run in tiles of one size and one order of sums: in the
+    Triton kernel where the kernels run, else in calls of a fixed number of rows, which takes longer than torch's
+    product.
+
+    Not covered, because a row's result is defined by the whole batch or by its place in it: batch norm in training,
+    losses that are reduced, dropout's masks, and the gradients of parameters, which are sums over rows.
+
+    The setting is the process's. Under torch.func transforms and torch.compile, dense layers and activations raise a
+    RuntimeError, because the order of sums is not this package's there.
+    """
+    global _batch_invariant
+    before, _batch_invariant = _batch_invariant, True
+    try:
+        yield
+    finally:
+        _batch_invariant = before
+
+
+def is_batch_invariant() -> bool:
+    """Whether :func:`batch_invariant` is on."""
+    return _batch_invariant
 
 
 def kernels(*tensors: Tensor | None) -> ModuleType | None:

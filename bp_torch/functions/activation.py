@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import is_batch_invariant, kernels
+from . import batch_invariant
 from .dropout import drop, may_draw
 from .function import Function, call, is_plain
 
-__all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activation_backward", "lookup"]
+__all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activate", "activation_backward", "lookup"]
 
 aten = torch.ops.aten
 
@@ -376,6 +377,14 @@ def lookup(name: str, parameters: tuple[float, ...] = ()) -> Activation:
     return row.instead if row.instead is not None and row.unless(*parameters) else row
 
 
+def activate(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
+    """f(x) by torch's operators."""
+    f = lookup(name, parameters).f
+    if is_batch_invariant() and name != "identity":
+        return batch_invariant.elementwise(lambda part: f(part, *parameters), x)
+    return f(x, *parameters)
+
+
 def _wide(s: Tensor) -> Tensor:
     """16-bit tensors in float32, in which the formulas are evaluated."""
     return s.float() if s.dtype in (torch.bfloat16, torch.float16) else s
@@ -392,7 +401,7 @@ class ActivationFunction(Function):
         triton = kernels(x) if is_plain(x) else None
         if triton is not None:
             return triton.elementwise.forward(x, None, None, None, 0.0, name, parameters)
-        return lookup(name, parameters).f(x, *parameters)
+        return activate(x, name, parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .activation import activation_backward, lookup
+from .activation import activate, activation_backward, lookup
 from .function import Function, call, is_plain
 
 __all__ = ["AllReduceFunction", "BatchNormFunction", "NormalizeFunction", "SyncStatisticsFunction"]
@@ -90,7 +90,7 @@ def _activate(z: Tensor, activation: str, parameters: tuple[float, ...]) -> Tens
         return z
     if activation == "relu" and _fused(z):
         return z.relu_()  # z is ours, and a new tensor costs more than the arithmetic
-    return lookup(activation, parameters).f(z, *parameters)
+    return activate(z, activation, parameters)
 
 
 def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:

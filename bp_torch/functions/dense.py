@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import is_batch_invariant, kernels
+from . import batch_invariant
 from .activation import ActivationFunction, activation_backward, lookup
 from .dropout import drop, may_draw
 from .function import Function, is_plain
@@ -51,12 +52,20 @@ class DenseFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        z = torch.nn.functional.linear(x, W, b)
         saved = f_prime_from(activation, parameters, mask, residual)
+        triton = kernels(x, W, b, residual) if is_plain(x, W, b, residual) else None
+        invariant = is_batch_invariant()
+        if triton is not None and (invariant or triton.dense.choose(_count(x), *W.shape, x.dtype) == "triton"):
+            if may_draw(mask):
+                store = saved if saved in ("z", "a") else ""
+                y, s = triton.dense.forward(x, W, b, residual, mask, p, activation, parameters, store)
+                return y if s is None else (y, s)
+            z, _ = triton.dense.forward(x, W, b, None, None, 0.0, "identity", ())
+        else:
+            z = batch_invariant.linear(x, W, b) if invariant else torch.nn.functional.linear(x, W, b)
         if activation == "identity":
             return drop(z, mask, p, residual)
-        triton = kernels(z, residual) if is_plain(z, residual) and may_draw(mask) else None
-        if triton is not None:
+        if triton is not None and may_draw(mask):
             if saved == "a":
                 return triton.elementwise.forward_keeping(z, residual, mask, p, activation, parameters)
             y = triton.elementwise.forward(z, None, residual, mask, p, activation, parameters)
@@ -119,7 +128,11 @@ class DenseFunction(Function):
 
 def _rows(t: Tensor) -> Tensor:
     """(..., C) → (N, C); explicit sizes, because -1 is ambiguous when C is 0."""
-    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
+    return t.reshape(_count(t), t.shape[-1])
+
+
+def _count(t: Tensor) -> int:
+    return t.shape[:-1].numel()
 
 
 def f_prime_from(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backends import kernels
-from .activation import activation_backward, lookup
+from .activation import activate, activation_backward, lookup
 from .dropout import drop, may_draw
 from .function import Function, is_plain
 
@@ -58,7 +58,7 @@ class ResidualFunction(Function):
             return z
         if activation == "relu" and is_plain(z):
             return z.relu_()  # z is ours, and y tells f′
-        y = lookup(activation, parameters).f(z, *parameters)
+        y = activate(z, activation, parameters)
         return (y, z) if keep_z else y
 
     @staticmethod

@@ -1,0 +1,214 @@
+"""The Triton GEMM with its epilogue: any shape, any strides, every epilogue, and who is chosen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import torch_activation
+from torch import Tensor
+
+import bp_torch
+from bp_torch import functional as bpF
+from bp_torch import triton_kernels as kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+gemm = kernels.dense
+
+
+def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def product(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+    return gemm.forward(x, W, b, None, None, 0.0, "identity", ())[0]
+
+
+def assert_as_good_as_torch(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
+    """Error at most twice torch's own; one rounding of the largest value is always allowed."""
+    assert ours.dtype == theirs.dtype
+    unit = torch.finfo(ours.dtype).eps / 2
+    error = (ours.double() - exact).abs().max()
+    assert error <= 2 * (theirs.double() - exact).abs().max() + unit * exact.abs().max()
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1), (1, 5, 300), (3, 70, 33), (65, 1, 31), (130, 66, 65), (64, 64, 64), (129, 3, 128)],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_shapes_around_the_tiles(dtype: torch.dtype, shape: tuple[int, int, int], bias: bool) -> None:
+    M, N, K = shape
+    x, W, b = make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
+    theirs = torch.nn.functional.linear(x, W, b)
+    exact = torch.nn.functional.linear(x.double(), W.double(), None if b is None else b.double())
+    assert_as_good_as_torch(product(x, W, b), theirs, exact)
+
+
+def test_tiles_are_visited_once_whatever_their_number() -> None:
+    """More than one group of tiles down, a partial last group, and several tiles across."""
+    block_m, block_n, _, _ = gemm.blocks(torch.float32)
+    for tiles in (1, gemm.GROUP, gemm.GROUP + 1, 2 * gemm.GROUP + 3):
+        x, W = make(tiles * block_m - 5, 2), make(2 * block_n + 1, 2)
+        torch.testing.assert_close(product(x, W), x @ W.mT)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)], ids=str)
+def test_empty(shape: tuple[int, int, int]) -> None:
+    M, N, K = shape
+    x, W, b = make(M, K), make(N, K), make(N)
+    torch.testing.assert_close(product(x, W, b), torch.nn.functional.linear(x, W, b))
+
+
+def test_any_strides() -> None:
+    """Transposed, every other element of a buffer that is otherwise NaN, expanded, three dimensions."""
+    x, W, b, r = make(5, 7), make(6, 7), make(6), make(5, 6)
+    expected = gemm.forward(x, W, b, r, None, 0.0, "tanh", ())[0]
+
+    def sliced(t: Tensor) -> Tensor:
+        buffer = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), device=DEVICE)
+        return buffer[..., 1::2].copy_(t)
+
+    def transposed(t: Tensor) -> Tensor:
+        return t.mT.contiguous().mT if t.dim() == 2 else t
+
+    for lay in (sliced, transposed):
+        found = gemm.forward(lay(x), lay(W), lay(b), lay(r), None, 0.0, "tanh", ())[0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    row = make(1, 7).expand(5, 7)
+    torch.testing.assert_close(product(row, W[:1].expand(6, 7)), row @ W[:1].expand(6, 7).mT)
+    x3, r3 = make(2, 7, 3).mT, make(3, 2, 6).transpose(0, 1)
+    y = gemm.forward(x3, W, b, r3, None, 0.0, "identity", ())[0]
+    torch.testing.assert_close(y, torch.nn.functional.linear(x3, W, b) + r3)
+
+
+def test_rows_and_columns_outside_are_not_touched() -> None:
+    """NaN around the operands does not come in: what lies past M, N and K is masked, and y is written in full."""
+    block_m, block_n, block_k, _ = gemm.blocks(torch.float32)
+    x = torch.full((block_m + 3, block_k + 3), float("nan"), device=DEVICE)
+    W = torch.full((block_n + 3, block_k + 3), float("nan"), device=DEVICE)
+    x[:-2, :-2], W[:-2, :-2] = 1.0, 2.0
+    y = product(x[:-2, :-2], W[:-2, :-2])
+    torch.testing.assert_close(y, torch.full_like(y, 2.0 * (block_k + 1)))
+
+
+def test_nan_and_infinity_pass_as_in_torch() -> None:
+    x, W = make(4, 5), make(3, 5)
+    x[0, 1], x[1, 2], W[2, 0] = float("nan"), float("inf"), float("-inf")
+    torch.testing.assert_close(product(x, W), x @ W.mT, equal_nan=True)
+
+
+@every_dtype
+@pytest.mark.parametrize(("key", "store"), [("relu", ""), ("gelu", "z"), ("leaky_relu", "a")])
+@pytest.mark.parametrize("p", [0.0, 0.5, 1e-4])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_epilogue(dtype: torch.dtype, key: str, store: str, p: float, with_residual: bool) -> None:
+    """Every combination, with the mask that the elementwise kernels draw from the same seed."""
+    x, W, b = make(9, 17, dtype=dtype), make(12, 17, dtype=dtype), make(12, dtype=dtype)
+    r = make(9, 12, dtype=dtype) if with_residual else None
+    parameters = (0.2,) if key == "leaky_relu" else ()
+    seed = kernels.random.new_seed(torch.device(DEVICE)) if p else None
+    mask = kernels.random.mask(seed, (9, 12), p) if p else None
+
+    def parts(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, W, b, r = tensors
+        z = torch.nn.functional.linear(x, W, b)
+        a = torch_activation(key)(z, *parameters)
+        y = a if mask is None else a * mask / (1 - p)
+        return y if r is None else y + r, z, a
+
+    y, s = gemm.forward(x, W, b, r, seed, p, key, parameters, store)
+    theirs = parts(x, W, b, r)
+    exact = parts(*(None if t is None else t.double() for t in (x, W, b, r)))
+    assert_as_good_as_torch(y, theirs[0], exact[0])
+    assert (s is None) == (store == "")
+    if s is not None:
+        index = 1 if store == "z" else 2
+        assert_as_good_as_torch(s, theirs[index], exact[index])
+
+
+def test_a_wider_residual_widens_the_output() -> None:
+    x, W, r = make(3, 4, dtype=torch.bfloat16), make(5, 4, dtype=torch.bfloat16), make(3, 5)
+    y, s = gemm.forward(x, W, None, r, None, 0.0, "gelu", (), "z")
+    assert s is not None
+    assert (y.dtype, s.dtype) == (torch.float32, torch.bfloat16)
+
+
+@every_dtype
+def test_a_dense_layer_runs_in_one_launch_where_triton_is_chosen(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward by the GEMM alone; the gradients are those of the other way, and the mask is the same."""
+    calls = []
+    forward = gemm.forward
+    monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[6]) or forward(*args))
+    monkeypatch.setattr(
+        kernels.elementwise, "_run_forward", lambda *args, **options: pytest.fail("an elementwise pass ran in forward")
+    )
+    tensors = [make(6, 5, dtype=dtype), make(4, 5, dtype=dtype), make(4, dtype=dtype), make(6, 4, dtype=dtype)]
+    found, expected = [], []
+    for key in ("identity", "relu", "gelu", "tanh"):
+        for way, results in (("triton", found), ("cublas", expected)):
+            if way == "cublas":
+                monkeypatch.undo()
+            leaves = [t.clone().requires_grad_() for t in tensors]
+            torch.manual_seed(3)
+            with bp_torch.backend("triton"), gemm.using(way):
+                y = bpF.dense(*leaves, activation=key, p=0.5)
+                results += [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+        monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[6]) or forward(*args))
+    assert calls == ["identity", "relu", "gelu", "tanh"]
+    tolerance = 8 * torch.finfo(dtype).eps
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        if ours.shape == (6, 4):
+            assert torch.equal(ours == 0, theirs == 0)
+
+
+def test_everything_dropped() -> None:
+    """p = 1 comes with a mask instead of a seed: the epilogue pass handles it after the product."""
+    with bp_torch.backend("triton"), gemm.using("triton"):
+        y = bpF.dense(make(3, 4), make(5, 4), activation="relu", p=1.0)
+    torch.testing.assert_close(y, torch.zeros(3, 5, device=DEVICE))
+
+
+def test_the_choice() -> None:
+    shape = (65536, 1024, 1024)
+    assert gemm.choose(*shape, torch.bfloat16) == "cublas"
+    with gemm.using("triton"):
+        assert gemm.choose(*shape, torch.bfloat16) == "triton"
+        with gemm.using("auto"):
+            assert gemm.choose(*shape, torch.bfloat16) == "cublas"
+    with (
+        pytest.raises(ValueError, match=r"using\(\): expected one of auto, cublas, triton, got 'fast'"),
+        gemm.using("fast"),
+    ):
+        pass
+    code = "from bp_torch.triton_kernels import dense; print(dense.choose(1, 1, 1, None))"
+    for value, output in (("triton", "triton"), ("cublas", "cublas"), ("fast", "BP_TORCH_DENSE: expected one of")):
+        environment = os.environ | {"BP_TORCH_DENSE": value}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert output in done.stdout + done.stderr
+
+
+def test_tf32_only_where_torch_allows_it() -> None:
+    matmul = torch.backends.cuda.matmul
+    assert gemm.input_precision(torch.float32) == "ieee"
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert gemm.input_precision(torch.float32) == ("ieee" if torch.version.hip else "tf32")
+        assert gemm.input_precision(torch.bfloat16) == "ieee"
+        torch.set_float32_matmul_precision("highest")
+        assert gemm.input_precision(torch.float32) == "ieee"
+        matmul.allow_tf32 = True
+        assert gemm.input_precision(torch.float32) == ("ieee" if torch.version.hip else "tf32")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.allow_tf32 = False

@@ -1,0 +1,194 @@
+"""The dense layer's matrix product with everything that follows it in the epilogue.
+
+    z = x Wᵀ + b
+    a = f(z)
+    y = keep · a / (1 - p) + r
+
+Products are summed in float32, in one order that the shape of x does not change: tile by tile along K, never split
+over programs. So a row of y has the same bits whatever rows stand beside it, which batch-invariant mode relies on.
+
+Which of the two ways a dense layer goes is decided in :func:`choose`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import activation as act
+from . import random
+from .cast import IN_INTERPRETER, cast
+from .elementwise import _dropout, _pair
+from .launch import Block, device_of, is_wide, warps_of
+
+__all__ = ["choose", "forward", "input_precision", "using"]
+
+WAYS = ("auto", "cublas", "triton")
+
+
+def _checked(way: str, source: str) -> str:
+    if way not in WAYS:
+        raise ValueError(f"{source}: expected one of {', '.join(WAYS)}, got {way!r}")
+    return way
+
+
+_forced = _checked(os.environ.get("BP_TORCH_DENSE", "auto"), "BP_TORCH_DENSE")
+
+
+@contextmanager
+def using(way: str) -> Iterator[None]:
+    """Inside the block :func:`choose` answers ``"cublas"`` or ``"triton"`` for every shape; ``"auto"`` lets it choose.
+
+    The environment variable ``BP_TORCH_DENSE`` sets the same for a process. ValueError: another name.
+    """
+    global _forced
+    before, _forced = _forced, _checked(way, "using()")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(M: int, N: int, K: int, dtype: torch.dtype) -> str:
+    """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below, for (M, K) x (N, K).
+
+    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape. The arguments are those that
+    a measured table will decide by.
+    """
+    return "cublas" if _forced == "auto" else _forced
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """How float32 products are taken: TF32 only where torch's own settings allow it, and never on ROCm."""
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    # The one setting that follows allow_tf32 and set_float32_matmul_precision; reading those may raise.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+@triton.jit
+def _dense(
+    X, W, BIAS, R, SEED, Y, S, M, N, K, x_row, x_column, w_row, w_column, a, b, scale,
+    KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr, STORE: tl.constexpr,
+    THRESHOLD: tl.constexpr, BITS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One tile of y. Programs run down GROUP tiles of rows before they go to the next column, for the L2 cache."""
+    program = tl.program_id(0)
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = program // (tiles_n * GROUP) * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    within = program % (tiles_n * GROUP)
+    m = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K).to(tl.int64)
+    x_tile = X + m.to(tl.int64)[:, None] * x_row + k[None, :] * x_column
+    w_tile = W + n.to(tl.int64)[None, :] * w_row + k[:, None] * w_column
+    step = tl.full((), BLOCK_K, tl.int64)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_tile, mask=(m < M)[:, None] & (k < K - start)[None, :], other=0.0)
+        w = tl.load(w_tile, mask=(n < N)[None, :] & (k < K - start)[:, None], other=0.0)
+        if IN_INTERPRETER:  # its dot takes the bits of bfloat16 for integers
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
+        x_tile += step * x_column
+        w_tile += step * w_column
+    z = total
+    if HAS_BIAS:
+        z += tl.load(BIAS + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    row = m.to(tl.int64) if WIDE else m
+    i = row[:, None] * N + n[None, :]
+    if STORE == "z":
+        tl.store(S + i, cast(z, S.dtype.element_ty), mask=inside)
+    y = act.forward(z, KEY, a, b)
+    if STORE == "a":
+        tl.store(S + i, cast(y, S.dtype.element_ty), mask=inside)
+    if BITS == 0:
+        y = y * scale
+    else:
+        y = y * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
+    if HAS_R:
+        y += tl.load(R + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(Y + i, cast(y, Y.dtype.element_ty), mask=inside)
+
+
+GROUP = 8
+
+
+def blocks(dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Rows, columns and depth of a tile, and warps. A function of the dtype alone: see batch-invariant mode.
+
+    Not yet measured on a GPU. float32 has smaller tiles, because without TF32 its products run outside the tensor
+    cores and their operands lie in registers.
+    """
+    return (64, 64, 32, 4) if dtype == torch.float32 else (128, 64, 64, 8)
+
+
+def forward(
+    x: Tensor, W: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
+    activation: str, parameters: tuple[float, ...], store: str = "",
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """y = dropout(f(x Wᵀ + b)) + residual, and what ``store`` names: ``"z"``, ``"a"`` or ``""`` (None).
+
+    Shapes: x (..., K), W (N, K), bias (N), residual, y and s (..., N). Any strides. y has x's dtype promoted with the
+    residual's, s has x's. The mask is that of elementwise.py for the same seed.
+    """
+    M, (N, K) = x.shape[:-1].numel(), W.shape
+    rows = x.reshape(M, K)
+    r = None if residual is None else residual.contiguous()
+    dtype = x.dtype if r is None else torch.promote_types(x.dtype, r.dtype)
+    y = torch.empty((M, N), dtype=dtype, device=x.device)
+    s = torch.empty((M, N), dtype=x.dtype, device=x.device) if store else None
+    if y.numel():
+        block_m, block_n, block_k, warps = blocks(x.dtype)
+        grid = (triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)
+        scale, threshold, bits = _dropout(seed, p)
+        with device_of(x):
+            _dense[grid](
+                rows, W, None if bias is None else bias.contiguous(), r, seed, y, s, M, N, K,
+                *rows.stride(), *W.stride(), *_pair(parameters), scale,
+                activation, bias is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
+                block_m, block_n, block_k, GROUP, is_wide(y), num_warps=warps_of(Block(block_n, block_m, warps)),
+            )  # fmt: skip
+    shape = (*x.shape[:-1], N)
+    return y.reshape(shape), None if s is None else s.reshape(shape)
+
+
+def _target(
+    name: str, dtype: str, key: str, store: str = "", bits: int = 0, residual: bool = False, precision: str = "ieee"
+) -> dict[str, Any]:
+    block_m, block_n, block_k, warps = blocks(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    types = dict.fromkeys(("X", "W", "BIAS", "R", "Y", "S"), f"*{dtype}") | {"SEED": "*i64"}
+    types |= dict.fromkeys(("M", "N", "K", "x_row", "w_row"), "i32") | dict.fromkeys(("a", "b", "scale"), "fp32")
+    constants = {
+        "x_column": 1, "w_column": 1, "KEY": key, "HAS_BIAS": True, "HAS_R": residual, "STORE": store,
+        "THRESHOLD": 2 ** (bits - 1) if bits else 0, "BITS": bits, "PRECISION": precision,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP": GROUP, "WIDE": False,
+    }  # fmt: skip
+    constants |= {pointer: None for pointer, used in (("R", residual), ("S", store), ("SEED", bits)) if not used}
+    return {
+        "name": f"dense {name}", "kernel": _dense, "types": types, "constants": constants,
+        "num_warps": warps, "wide_accesses": residual or not bits,  # else seed and bias are a large part
+    }  # fmt: skip
+
+
+TARGETS = [  # what tests/test_compile_targets.py compiles; a tile's shape depends on the dtype, so each is named
+    target
+    for dtype in ("fp32", "bf16", "fp16")
+    for target in (
+        _target("identity", dtype, "identity"),
+        _target("relu dropout", dtype, "relu", bits=16),
+        _target("gelu dropout residual", dtype, "gelu", "z", 16, True),
+        _target("tanh dropout", dtype, "tanh", "a", 32),
+        *([_target("relu tf32", dtype, "relu", precision="tf32")] if dtype == "fp32" else []),
+    )
+]
