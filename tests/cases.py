@@ -19,7 +19,7 @@ from torch import Tensor
 
 import bp_torch.functional as bpF
 from bp_torch.backends import current_backend
-from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.activation import ACTIVATIONS, activation_backward
 from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
@@ -137,6 +137,32 @@ def torch_activation(key: str) -> Callable[..., Tensor]:
         "sigmoid": torch.sigmoid,
     }
     return special.get(key) or getattr(F, key)
+
+
+def activation_backward_cases() -> Iterator[Case]:
+    """The pullback as a function of dy and of what was saved: what create_graph differentiates."""
+    mask = fixed_mask(4, 3)
+    for key in ("sigmoid", "tanh", "softplus", "gelu", "silu", "mish"):
+        row = ACTIVATIONS[key]
+        values = tuple(row.parameters.values())
+        made = tensors((4, 3), (4, 3), seed=9)
+        for p in (0.0, 0.5):
+
+            def ours(dy, s, key=key, values=values, p=p):
+                return activation_backward(dy, s, key, values, drawn(mask) if p else None, p)
+
+            def theirs(dy, s, row=row, values=values, p=p):
+                return (dy * mask / (1 - p) if p else dy) * row.df(s.float() if s.dtype.itemsize < 4 else s, *values)
+
+            yield Case(
+                name=f"activation-backward-{key}" + ("-dropout" if p else ""),
+                function="ActivationBackwardFunction",
+                ours=ours,
+                theirs=lambda dy, s, theirs=theirs: theirs(dy, s).to(dy.dtype),
+                # An output of softplus is positive.
+                inputs=lambda made=made: (made()[0], made()[1].abs() + 0.1),
+                batch_dim=None,  # s and the mask belong to a whole batch
+            )
 
 
 def dense_cases() -> Iterator[Case]:
@@ -263,7 +289,8 @@ def batch_norm_cases() -> Iterator[Case]:
                     x, None, None, w, b, r, True, eps=eps, activation=key
                 ),
                 theirs=lambda x, w, b, r=None, key=key: torch_form(x, w, b, r, key),
-                inputs=tensors(shape, (3,), (3,), *([shape] if residual else []), seed=4),
+                # A seed with which each channel has values on both sides of relu's kink.
+                inputs=tensors(shape, (3,), (3,), *([shape] if residual else []), seed=8),
                 batch_dim=None,
             )
     yield Case(
@@ -476,6 +503,7 @@ def all_cases() -> list[Case]:
     """The table, on the current default device."""
     return [
         *activation_cases(),
+        *activation_backward_cases(),
         *dense_cases(),
         *batch_norm_cases(),
         *dropout_cases(),
