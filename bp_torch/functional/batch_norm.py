@@ -145,8 +145,9 @@ def _batch_norm(
         return y
     assert running_mean is not None
     assert running_var is not None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.jit.is_tracing():
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
+        # torch.jit.trace compares a trace with gradients to one without.
         running_mean, running_var = running_mean.clone(), running_var.clone()
     return call(NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, eps, activation, parameters)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments
+from ._leaf import as_leaf
 
 __all__ = [
     "BatchNorm1d",
@@ -34,11 +35,8 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return self._normalize(input)
 
     def _normalize(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
-            path = input.tracer.path_of_module(self)
-            if path:  # a leaf of the traced graph, as torch.nn's own modules are: the buffers move when it runs
-                others = () if residual is None else (residual,)
-                return input.tracer.create_proxy("call_module", path, (input, *others), {})
+        if (leaf := as_leaf(self, input, residual)) is not None:
+            return leaf
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
+from ._leaf import as_leaf
 
 __all__ = ["Dense", "Linear"]
 
@@ -57,6 +58,8 @@ class Dense(torch.nn.Linear):
         self.activation_parameters = dict(activation_parameters or {})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if (leaf := as_leaf(self, input, residual)) is not None:
+            return leaf
         return functional.dense(
             input,
             self.weight,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
+from ._leaf import as_leaf
 from .batch_norm import BatchNormAct1d
 from .dense import Dense, Linear
 from .residual import Residual
@@ -127,6 +128,8 @@ class HiddenLayer(torch.nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.dropout > 0 and (leaf := as_leaf(self, input)) is not None:
+            return leaf
         z = self.linear(input)
         if not self.residual:
             return functional.dropout(self.norm(z), self.dropout, self.training)

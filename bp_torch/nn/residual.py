@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
+from ._leaf import as_leaf
 
 __all__ = ["DropoutAdd", "Residual"]
 
@@ -28,6 +29,8 @@ class DropoutAdd(torch.nn.Module):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
+        if (leaf := as_leaf(self, input, residual)) is not None:
+            return leaf
         return functional.dropout_add(input, residual, self.p, self.training)
 
     def extra_repr(self) -> str:
@@ -65,6 +68,8 @@ class Residual(torch.nn.Module):
         self.activation_parameters = dict(activation_parameters or {})
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.dropout > 0 and (leaf := as_leaf(self, input)) is not None:
+            return leaf
         return functional.residual(
             self.branch(input),
             input,
