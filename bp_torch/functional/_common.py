@@ -13,10 +13,13 @@ from ..functions.activation import ACTIVATIONS
 __all__ = ["activation_arguments", "check_probability", "check_same", "check_tensor", "lower_precision", "to_float32"]
 
 
+_REQUIRED = ("input", "branch")
+
+
 def check_tensor(function: str, **tensors: Any) -> None:
-    """TypeError unless each is a tensor or None."""
+    """TypeError unless each is a tensor; all but ``input`` and ``branch`` may be None."""
     for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in _REQUIRED):
             raise TypeError(f"{function}(): argument '{name}': expected a Tensor, got {type(tensor).__name__}")
 
 

@@ -24,8 +24,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         input: x, (..., in_features).
-        weight: W, (out_features, in_features).
-        bias: b, (out_features), or None.
+        weight: W, (out_features, in_features); or (in_features) without a bias, then y is (...).
+        bias: b, (out_features), or one number for all of them, or None.
 
     Raises:
         RuntimeError: shapes that do not fit, or different dtypes or devices.
@@ -36,6 +36,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
     check_tensor("linear", input=input, weight=weight, bias=bias)
     x, W, b = lower_precision(input, weight, bias)
+    if W is not None and W.dim() == 1 and b is None:
+        return linear(x, W.unsqueeze(0)).squeeze(-1)
+    if W is not None and W.dim() == 2 and b is not None and b.shape in ((), (1,)):
+        b = b.expand(W.shape[0])
     _check_shapes("linear", x, W, b)
     if x.is_complex():
         return F.linear(x, W, b)
@@ -94,7 +98,9 @@ def dense(
     return output[0] if isinstance(output, tuple) else output
 
 
-def _check_shapes(function: str, x: Tensor, W: Tensor, b: Tensor | None) -> None:
+def _check_shapes(function: str, x: Tensor, W: Tensor | None, b: Tensor | None) -> None:
+    if W is None:
+        raise TypeError(f"{function}(): argument 'weight': expected a Tensor, got NoneType")
     check_same(function, input=x, weight=W, bias=b)
     if W.dim() != 2:
         raise RuntimeError(f"{function}(): 'weight': expected shape (out_features, in_features), got {tuple(W.shape)}")
