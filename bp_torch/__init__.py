@@ -5,9 +5,19 @@
 
 from . import functional, nn
 from ._conversion_report import conversion_report
-from .backends import backend, batch_invariant
+from .backends import backend, batch_invariant, warmup
 from .conversion import convert, revert
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "backend", "batch_invariant", "conversion_report", "convert", "functional", "nn", "revert"]
+__all__ = [
+    "__version__",
+    "backend",
+    "batch_invariant",
+    "conversion_report",
+    "convert",
+    "functional",
+    "nn",
+    "revert",
+    "warmup",
+]

@@ -14,13 +14,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .functions.function import is_ordinary
 
-__all__ = ["backend", "batch_invariant", "current_backend", "is_batch_invariant", "kernels", "mask_of"]
+__all__ = ["backend", "batch_invariant", "current_backend", "is_batch_invariant", "kernels", "mask_of", "warmup"]
 
 NAMES = ("auto", "torch", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -115,6 +117,40 @@ def kernels(*tensors: Tensor | None) -> ModuleType | None:
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
+
+
+def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
+    """Compile what a model needs before training starts, by one forward and backward pass on sample inputs.
+
+    Triton compiles a kernel at its first launch, for each dtype and for each of the properties that it specializes on:
+    a size that is 1 or a multiple of 16, an activation, an option. So warm up with the shapes, the dtypes, the mode
+    (``model.train()`` or ``model.eval()``) and the autocast setting that will be used::
+
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            bp_torch.warmup(model, torch.empty(256, 784, device="cuda"))
+
+    The model runs on stand-ins for its parameters and buffers: no gradient, running statistic or random state changes.
+    What else its forward does (counters, hooks, prints) happens once. Where ``BP_TORCH_AUTOTUNE=1``, the launch
+    parameters are tuned as well. Where no kernels run, this is an ordinary pass.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"warmup: expected a torch.nn.Module, got {type(model).__name__}")
+    state = {name: p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+    state |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = tree_map_only(
+        Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), (inputs, options)
+    )
+    tensors = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
+    devices = {t.device.index for t in tensors if t.is_cuda}
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        results = tree_leaves(torch.func.functional_call(model, state, args, kwargs))
+        ys = [y for y in results if isinstance(y, Tensor) and y.requires_grad]
+        if ys:
+            wanted = [t for t in tensors if t.requires_grad]
+            torch.autograd.grad(ys, wanted, [torch.ones_like(y) for y in ys], allow_unused=True)
 
 
 def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:

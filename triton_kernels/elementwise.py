@@ -25,6 +25,7 @@ The mask is never stored: ``keep`` is drawn again from the seed (see random.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ from torch import Tensor
 from . import activation as act
 from . import random
 from .cast import cast
-from .launch import device_of, grid_of, is_wide
+from .launch import Block, block_for, device_of, grid_of, is_wide, warps_of
 
 __all__ = [
     "backward", "backward_bias", "forward", "forward_keeping", "residual_backward", "residual_forward", "second",
@@ -138,8 +139,9 @@ def _backward_bias(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STEPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A program takes STEPS tiles below each other, and writes one row of partial sums."""
-    group = tl.program_id(0)
-    c = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    across = tl.cdiv(columns, BLOCK_COLUMNS)
+    group = tl.program_id(0) // across
+    c = tl.program_id(0) % across * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     total = tl.zeros((BLOCK_COLUMNS,), dtype=tl.float32)
     for step in range(STEPS):
         r = (group * STEPS + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -169,27 +171,14 @@ def _second(
 ):  # fmt: skip
     start, i = _index(BLOCK, WIDE)
     inside = i < n
-    g = _dropped(
-        tl.load(G + i, mask=inside, other=0.0).to(tl.float32),
-        SEED,
-        start,
-        scale,
-        channels,
-        points,
-        THRESHOLD,
-        BITS,
-        LAST,
-        BLOCK,
-    )
+    g = tl.load(G + i, mask=inside, other=0.0).to(tl.float32)
+    g = _dropped(g, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
     ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
     ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
     tl.store(DDY + i, cast(ddy, DDY.dtype.element_ty), mask=inside)
     tl.store(DS + i, cast(ds, DS.dtype.element_ty), mask=inside)
-
-
-BLOCK, WARPS = 1024, 4  # 8 elements a thread: 16-byte accesses in 16-bit dtypes. Not yet measured on a GPU.
 
 
 @dataclass(frozen=True)
@@ -261,13 +250,17 @@ def _run_forward(
     scale, threshold, bits = _dropout(seed, p)
     n = x.numel()
     if n:
-        with device_of(x):
-            _forward[grid_of(n, BLOCK)](
+
+        def launch(block: Block) -> None:
+            _forward[grid_of(n, block.columns)](
                 x, bias, residual, seed, y, s, n, x.shape[-1] if x.dim() else 1,
                 *_pair(parameters), scale, layout.channels, layout.points,
                 activation, bias is not None, residual is not None, act_last, store,
-                threshold, bits, layout.channels > 0, BLOCK, is_wide(x), num_warps=WARPS,
+                threshold, bits, layout.channels > 0, block.columns, is_wide(x), num_warps=warps_of(block),
             )  # fmt: skip
+
+        with device_of(x):
+            launch(block_for("elementwise", n, x.device, launch))
     return layout.restored(y), layout.restored(s)
 
 
@@ -298,12 +291,16 @@ def _run_backward(
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
-        with device_of(dy):
-            _backward[grid_of(n, BLOCK)](
+
+        def launch(block: Block) -> None:
+            _backward[grid_of(n, block.columns)](
                 dy, s, seed, dx, dr, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, dr is not None, threshold, bits, layout.channels > 0, BLOCK, is_wide(dy),
-                num_warps=WARPS,
+                activation, output, dr is not None, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
+                num_warps=warps_of(block),
             )  # fmt: skip
+
+        with device_of(dy):
+            launch(block_for("elementwise", n, dy.device, launch))
     return layout.restored(dx), layout.restored(dr)
 
 
@@ -319,16 +316,21 @@ def backward_bias(
     if not dy.numel():
         return dz, torch.zeros(columns, dtype=torch.float32, device=dy.device)
     scale, threshold, bits = _dropout(seed, p)
-    block_rows, block_columns = 16, 64
-    steps = max(1, min(16, rows // (block_rows * 128)))
-    groups = (rows + block_rows * steps - 1) // (block_rows * steps)
-    partial = torch.empty((groups, columns), dtype=torch.float32, device=dy.device)
-    with device_of(dy):
-        _backward_bias[groups, (columns + block_columns - 1) // block_columns](
+
+    def launch(block: Block) -> Tensor:
+        # Few values, since each is a kernel of its own; enough programs to fill the chip.
+        steps = next(steps for steps in (16, 8, 4, 2, 1) if rows >= steps * block.rows * 128 or steps == 1)
+        (groups,) = grid_of(rows, block.rows * steps)
+        partial = torch.empty((groups, columns), dtype=torch.float32, device=dy.device)
+        _backward_bias[grid_of(columns, block.columns, groups)](
             dy, s, seed, dz, partial, rows, columns, *_pair(parameters), scale,
-            activation, output, threshold, bits, block_rows, block_columns, steps, is_wide(dy), num_warps=WARPS,
+            activation, output, threshold, bits, block.rows, block.columns, steps, is_wide(dy),
+            num_warps=warps_of(block),
         )  # fmt: skip
-    return dz, partial.sum(0)
+        return partial.sum(0)
+
+    with device_of(dy):
+        return dz, launch(block_for("elementwise bias", dy.numel(), dy.device, launch))
 
 
 def second(
@@ -342,9 +344,78 @@ def second(
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
-        with device_of(dy):
-            _second[grid_of(n, BLOCK)](
+
+        def launch(block: Block) -> None:
+            _second[grid_of(n, block.columns)](
                 g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, threshold, bits, layout.channels > 0, BLOCK, is_wide(dy), num_warps=WARPS,
+                activation, output, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
+                num_warps=warps_of(block),
             )  # fmt: skip
+
+        with device_of(dy):
+            launch(block_for("elementwise", n, dy.device, launch))
     return layout.restored(ddy), layout.restored(ds)
+
+
+def _targets() -> Iterator[dict[str, Any]]:
+    """Every kernel with its main options, and every activation."""
+    numbers = {"n": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "channels": "i32", "points": "i32"}
+    x, drop_16, drop_32 = "*{dtype}", {"THRESHOLD": 2**15, "BITS": 16}, {"THRESHOLD": 2**16, "BITS": 32}
+    nothing = {"THRESHOLD": 0, "BITS": 0}
+    flat = {"LAST": False, "BLOCK": 1024, "WIDE": False}
+
+    def forward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
+        types = {**dict.fromkeys(("X", "BIAS", "R", "Y", "S"), x), "SEED": "*i64", **numbers, "columns": "i32"}
+        options = {"HAS_BIAS": "BIAS" not in absent, "HAS_R": "R" not in absent, "ACT_LAST": False}
+        options |= {"STORE_S": "S" not in absent, **flat, **constants}
+        return _target(f"forward {name}", _forward, types, absent, {"KEY": key, **options})
+
+    def backward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
+        types = {**dict.fromkeys(("DY", "S", "DX", "DR"), x), "SEED": "*i64", **numbers}
+        options = {"OUTPUT": key == "relu", "ACT_LAST": "DR" not in absent, **flat, **constants}
+        return _target(f"backward {name}", _backward, types, absent, {"KEY": key, **options})
+
+    def bias(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
+        types = {**dict.fromkeys(("DY", "S", "DZ"), x), "SEED": "*i64", "PARTIAL": "*fp32", "rows": "i32", **numbers}
+        types["columns"] = "i32"
+        options = {"OUTPUT": key == "relu", "BLOCK_ROWS": 16, "BLOCK_COLUMNS": 64, "STEPS": 16, "WIDE": False}
+        return _target(f"backward_bias {name}", _backward_bias, types, absent, {"KEY": key, **options, **constants})
+
+    def second(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
+        types = {**dict.fromkeys(("G", "DY", "S", "DDY", "DS"), x), "SEED": "*i64", **numbers}
+        return _target(f"second {name}", _second, types, absent, {"KEY": key, "OUTPUT": False, **flat, **constants})
+
+    yield forward("relu", "relu", ("BIAS", "R", "S", "SEED"), **nothing)
+    yield forward("relu dropout", "relu", ("BIAS", "R", "S"), **drop_16)
+    yield forward("bias gelu dropout residual, keeping a", "gelu", **drop_16)
+    yield forward("residual relu, dropout of 32 bits", "relu", ("BIAS", "S"), ACT_LAST=True, **drop_32)
+    yield forward("relu dropout, channels last", "relu", ("BIAS", "R", "S"), **drop_16, LAST=True)
+    yield forward("relu dropout, over 2³¹ elements", "relu", ("BIAS", "R", "S"), **drop_16, WIDE=True)
+    yield backward("relu", "relu", ("DR", "SEED"), **nothing)
+    yield backward("gelu dropout", "gelu", ("DR",), **drop_16)
+    yield backward("residual relu, dropout of 32 bits", "relu", **drop_32)
+    yield backward("relu dropout, channels last", "relu", ("DR",), **drop_16, LAST=True)
+    yield backward("relu dropout, over 2³¹ elements", "relu", ("DR",), **drop_16, WIDE=True)
+    yield bias("relu", "relu", ("SEED",), **nothing)
+    yield bias("gelu dropout", "gelu", **drop_16)
+    yield bias("relu dropout, over 2³¹ elements", "relu", **drop_16, WIDE=True)
+    yield second("gelu dropout", "gelu", **drop_16)
+    # Inside, every dtype is float32: one is enough to compile each activation.
+    for key in act.KEYS:
+        yield {**forward(key, key, ("BIAS", "R", "S", "SEED"), **nothing), "dtypes": ("bf16",)}
+        yield {**second(key, key, ("SEED",), **nothing), "dtypes": ("bf16",)}
+
+
+def _target(
+    name: str, kernel: Any, types: dict[str, str], absent: tuple[str, ...], constants: dict[str, Any]
+) -> dict[str, Any]:
+    """``absent``: the pointers that are None."""
+    constants = {**constants, **dict.fromkeys(absent)}
+    types = {name: kind for name, kind in types.items() if name not in absent}
+    return {
+        "name": f"elementwise.{name}", "kernel": kernel, "types": types, "constants": constants, "num_warps": 4,
+        "wide_accesses": True,
+    }  # fmt: skip
+
+
+TARGETS = list(_targets())  # what tests/test_compile_targets.py compiles

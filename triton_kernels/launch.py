@@ -1,18 +1,91 @@
-"""How kernels are launched: the device, the grid, and the block sizes of each class of shapes."""
+"""How kernels are launched: the device, the grid, and the block sizes of each class of shapes.
+
+Block sizes come from :data:`TABLE`, by family of kernels and class of shapes, through :func:`block_for`. Nothing is
+tuned at run time unless ``BP_TORCH_AUTOTUNE=1`` asks for it (see tuning.py).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["INTERPRETED", "device_of", "grid_of", "is_wide"]
+from . import tuning
+from .tuning import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run in Triton's interpreter, on CPU tensors."""
+__all__ = ["INTERPRETED", "TABLE", "Block", "block_for", "device_of", "grid_of", "is_wide", "warps_of"]
+
+MOST_PROGRAMS = 2**31 - 1
+"""What a grid's first dimension holds. The second and third hold 65,535, so kernels count along the first alone."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row of the table: what one program takes, and with how many warps."""
+
+    columns: int
+    """Elements, or columns of a tile."""
+    rows: int = 1
+    """Rows of a tile."""
+    warps: int = 4
+    """Warps of 32 threads: see :func:`warps_of`."""
+    measured: str = "not measured"
+    """Device, and share of its copy rate, where somebody measured it."""
+
+
+@dataclass(frozen=True)
+class ShapeClass:
+    name: str
+    below: float
+    """The class holds sizes below this one that no earlier class holds."""
+    blocks: tuple[Block, ...]
+    """The block that is used, then the others that autotuning tries."""
+
+
+EVERYTHING = float("inf")
+
+# 8 elements a thread make 16-byte accesses in 16-bit dtypes. Sizes are elements of the tensor.
+TABLE: dict[str, tuple[ShapeClass, ...]] = {
+    "elementwise": (
+        ShapeClass("small", 2**17, (Block(1024), Block(512, warps=2), Block(256, warps=1))),
+        ShapeClass("large", EVERYTHING, (Block(1024), Block(2048, warps=8), Block(2048), Block(4096, warps=8))),
+    ),
+    # Booleans: 16 elements a thread make 16-byte stores.
+    "mask": (ShapeClass("any", EVERYTHING, (Block(2048), Block(1024), Block(4096, warps=8))),),
+    # A tile is as wide as it is for coalescing; a program takes several below each other.
+    "elementwise bias": (
+        ShapeClass("any", EVERYTHING, (Block(64, 16), Block(64, 32, 8), Block(128, 8), Block(128, 16, 8))),
+    ),
+}
+
+
+def block_for(
+    family: str, size: int, device: torch.device, launch: Callable[[Block], object] | None = None
+) -> Block:  # fmt: skip
+    """The block for a family and a size.
+
+    Args:
+        family: a key of :data:`TABLE`.
+        size: what the classes of this family are told apart by.
+        device: where the kernel will run.
+        launch: runs the kernel with a given block; may be called any number of times. Autotuning needs it.
+    """
+    shapes = next(c for c in TABLE[family] if size < c.below)
+    if tuning.ENABLED and launch is not None:
+        return tuning.best(f"{family}/{shapes.name}", shapes.blocks, device, launch)
+    return shapes.blocks[0]
+
+
+def warps_of(block: Block) -> int:
+    """As many warps of this machine as make the block's number of threads: AMD's have 64 of them, NVIDIA's 32.
+
+    With as many threads each takes as many elements, so that accesses are 16 bytes wide on both.
+    """
+    return max(1, block.warps // 2) if torch.version.hip else block.warps
 
 
 def device_of(t: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -20,9 +93,16 @@ def device_of(t: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
-def grid_of(count: int, block: int) -> tuple[int]:
-    """One program for each block of ``count`` elements."""
-    return ((count + block - 1) // block,)
+def grid_of(count: int, block: int, other: int = 1) -> tuple[int]:
+    """One program for each block of ``count`` elements, times ``other``.
+
+    Raises:
+        ValueError: more programs than a grid holds.
+    """
+    programs = (count + block - 1) // block * other
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"a kernel over {count} elements needs {programs} programs, a grid holds {MOST_PROGRAMS}")
+    return (programs,)
 
 
 def is_wide(*tensors: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import device_of, grid_of
+from .launch import Block, block_for, device_of, grid_of, warps_of
 
 __all__ = ["bits_for", "keep", "keep_contiguous", "mask", "new_seed", "threshold"]
 
@@ -84,8 +84,27 @@ def _mask(OUT, SEED, n, THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.c
 def mask(seed: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     """The mask written out, for what needs it as a tensor (a backward that is itself differentiated)."""
     out = torch.empty(shape, dtype=torch.bool, device=seed.device)
-    if out.numel():
-        block = 1024
+    n = out.numel()
+    if n:
+
+        def launch(block: Block) -> None:
+            _mask[grid_of(n, block.columns)](
+                out, seed, n, threshold(p), bits_for(p), block.columns, num_warps=warps_of(block)
+            )
+
         with device_of(out):
-            _mask[grid_of(out.numel(), block)](out, seed, out.numel(), threshold(p), bits_for(p), block, num_warps=4)
+            launch(block_for("mask", n, seed.device, launch))
     return out
+
+
+TARGETS = [  # what tests/test_compile_targets.py compiles
+    {
+        "name": f"random.mask, {bits} bits",
+        "kernel": _mask,
+        "types": {"OUT": "*i1", "SEED": "*i64", "n": "i32"},
+        "constants": {"THRESHOLD": 2 ** (bits - 1), "BITS": bits, "BLOCK": 2048},
+        "num_warps": 4,
+        "wide_accesses": True,
+    }
+    for bits in (16, 32)
+]
