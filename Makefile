@@ -1,5 +1,6 @@
-# make demo   train the digits recipe and show its result
-# make test   lint, type-check and test: what CI runs
+# make demo      train the digits recipe and show its result
+# make test      lint, type-check and test: what CI runs
+# make kernels   compile every Triton kernel for four GPUs and write docs/kernels.md
 # Both create .venv on the first run and reuse it until pyproject.toml or constraints.txt changes.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types pytest format clean
+.PHONY: help install demo test lint types pytest kernels format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +41,11 @@ types: $(STAMP)
 # One thread for each worker: the workers already fill the cores.
 pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts docs/contracts.md
+
+# In the interpreter nothing would be compiled.
+kernels: $(STAMP)
+	mkdir -p build
+	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/python tests/compile_targets.py docs/kernels.md >build/kernels.json
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,211 @@
+"""Compiles every kernel ahead of time for four chips, and writes what came out as a table.
+
+No GPU is needed. Run by ``make kernels`` and by test_compile_targets.py, as a process of its own: in the test's own
+process the kernels belong to Triton's interpreter::
+
+    python tests/compile_targets.py docs/kernels.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("fp32", "bf16", "fp16")
+CHIPS = {
+    # name: (backend, architecture, threads of a warp, bytes of shared memory that a program may use)
+    "sm_80": ("cuda", 80, 32, 163 * 1024),
+    "sm_90": ("cuda", 90, 32, 227 * 1024),
+    "sm_100": ("cuda", 100, 32, 227 * 1024),
+    "gfx942": ("hip", "gfx942", 64, 64 * 1024),
+}
+WITHOUT_KERNELS = {"activation", "cast", "launch", "tuning"}
+"""Modules of functions that kernels call, or of none."""
+
+
+@dataclass
+class Result:
+    family: str
+    name: str
+    chip: str
+    dtype: str
+    registers: int = 0
+    shared: int = 0
+    instructions: int = 0
+    spills: int = 0
+    bytes: int = 0
+    """Of global memory, loaded or stored by a thread's instructions (each counted once, loops or not)."""
+    wide_bytes: int = 0
+    """Those of accesses 16 bytes wide or wider."""
+    wide_accesses: bool = False
+    """Whether TARGETS promises wide accesses."""
+    error: str = ""
+
+
+def modules() -> list[Any]:
+    package = importlib.import_module("bp_torch.triton_kernels")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in WITHOUT_KERNELS]
+    return [importlib.import_module(f"{package.__name__}.{name}") for name in sorted(names)]
+
+
+def compile_one(job: tuple[str, int, str, str]) -> Result:
+    module, index, dtype, chip = job
+    target = importlib.import_module(module).TARGETS[index]
+    family = module.rpartition(".")[2]
+    name = target["name"].removeprefix(family).lstrip(" .")
+    result = Result(family, name, chip, dtype, wide_accesses=target["wide_accesses"])
+    try:
+        _compile(target, result)
+    except Exception as error:
+        result.error = f"{type(error).__name__}: {error}"[-2000:]
+    return result
+
+
+def _compile(target: dict[str, Any], result: Result) -> None:
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    knobs.compilation.always_compile = True  # the log of an earlier run is not kept
+    knobs.compilation.disable_line_info = True  # no paths in what is generated
+    knobs.nvidia.dump_ptxas_log = True
+    backend, arch, warp, _ = CHIPS[result.chip]
+    kernel, constants = target["kernel"], target["constants"]
+    types = {name: kind.format(dtype=result.dtype) for name, kind in target["types"].items()}
+    missing = set(kernel.arg_names) - set(types) - set(constants)
+    assert not missing, f"TARGETS gives neither type nor value for {missing}"
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    # What Triton finds out at a launch: torch's pointers are multiples of 16, and so are the sizes that are meant here.
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name][0] in "*i"]
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    # As launch.warps_of: the same number of threads on both.
+    options = {"num_warps": max(1, target["num_warps"] * 32 // warp), **target.get("options", {})}
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
+    result.shared = compiled.metadata.shared
+    (_read_nvidia if backend == "cuda" else _read_amd)(compiled.asm, log.getvalue(), result)
+
+
+def _read_nvidia(asm: dict[str, Any], log: str, result: Result) -> None:
+    (registers,) = re.findall(r"Used (\d+) registers", log)
+    result.registers = int(registers)
+    result.spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    # "@%p1 ld.global.v4.b32 {...}, [...];" or "add.f32 ...;": predicate, name, operands.
+    lines = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z]\w*(?:\.[\w:]+)+|ret|bra)\s[^;]*;", asm["ptx"], re.MULTILINE)
+    result.instructions = len(lines)
+    for name in lines:
+        parts = name.split(".")
+        # The table of constants behind sin and cos, which is cached, is read by ld.global.nc.
+        if parts[0] in ("ld", "st") and parts[1] == "global" and "nc" not in parts:
+            vector = next((int(part[1]) for part in parts if re.fullmatch(r"v\d", part)), 1)
+            _count(result, vector * int(re.sub(r"\D", "", parts[-1])) // 8)
+
+
+def _read_amd(asm: dict[str, Any], log: str, result: Result) -> None:
+    text = asm["amdgcn"]
+    counts = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)", text)}
+    result.registers = counts["vgpr_count"]
+    result.spills = counts["vgpr_spill_count"] + counts["sgpr_spill_count"]
+    names = re.findall(r"^\s+([vs]_\w+|global_\w+|buffer_\w+|flat_\w+|ds_\w+)", text, re.MULTILINE)
+    result.instructions = len(names)
+    sizes = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2, "short": 2, "ubyte": 1, "byte": 1}
+    for name in names:
+        access = re.fullmatch(r"(?:global|buffer)_(?:load|store)_(\w+)", name)
+        if access:
+            _count(result, next(size for suffix, size in sizes.items() if suffix in access[1]))
+
+
+def _count(result: Result, size: int) -> None:
+    result.bytes += size
+    result.wide_bytes += size if size >= 16 else 0
+
+
+def dtypes_of(target: dict[str, Any]) -> tuple[str, ...]:
+    """Those to put for ``{dtype}``; the one dtype of a target that names its own."""
+    own = [kind for kind in target["types"].values() if kind.startswith("*") and kind[1:] in DTYPES]
+    if any("{dtype}" in kind for kind in target["types"].values()):
+        return target.get("dtypes", DTYPES)
+    return (own[0][1:],) if own else ("-",)
+
+
+def compile_all(names: str = "") -> list[Result]:
+    """Every target whose name contains ``names``, in two processes.
+
+    The first target of each kernel is compiled in every dtype for every chip. The further ones, which are its options,
+    are compiled in one 16-bit dtype for every chip, and in the other dtypes for one chip: that is half the time.
+    """
+    jobs = []
+    for module in modules():
+        seen = set()
+        for index, target in enumerate(module.TARGETS):
+            if names in f"{module.__name__}.{target['name']}":
+                dtypes = dtypes_of(target)
+                everywhere = dtypes if target["kernel"] not in seen or len(dtypes) == 1 else ("bf16",)
+                chips = {dtype: CHIPS if dtype in everywhere else ("sm_90",) for dtype in dtypes}
+                jobs += [(module.__name__, index, dtype, chip) for dtype in dtypes for chip in chips[dtype]]
+                seen.add(target["kernel"])
+    with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:
+        return pool.map(compile_one, jobs, chunksize=4)
+
+
+def is_wide(result: Result) -> bool:
+    """Whether two thirds of the bytes are accessed 16 at a time; seeds, targets and partial sums are the rest."""
+    return 3 * result.wide_bytes >= 2 * result.bytes
+
+
+def table(results: list[Result]) -> str:
+    import triton
+
+    lines = [
+        "# Kernels",
+        "",
+        "Written by `make kernels`, not by hand: what the kernels compile to ahead of time, without a GPU, by Triton",
+        f"{triton.__version__}. Registers are those of a thread (vector registers on gfx942); shared memory is that of",
+        "a program, in bytes; instructions are PTX's (on gfx942 the machine's own). No kernel spills registers.",
+        "*wide*: global memory is accessed 16 bytes at a time. None of this is a measurement of speed.",
+    ]
+    for family in sorted({result.family for result in results}):
+        lines += ["", f"## {family}", "", "| kernel | dtype | chip | registers | shared | instructions | wide |"]
+        lines += ["|---|---|---|---:|---:|---:|---|"]
+        for r in results:
+            if r.family == family:
+                cells = (r.name, r.dtype, r.chip, r.registers, r.shared, r.instructions, "yes" if is_wide(r) else "no")
+                lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """FILE [NAME]: the table to FILE; the results as JSON to standard output."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("TRITON_INTERPRET=1 is set: the kernels would not be compiled")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder  # nothing is taken from an earlier run
+        results = compile_all(*sys.argv[2:])
+    failed = [r for r in results if r.error]
+    if not failed:
+        Path(sys.argv[1]).write_text(table(results), encoding="utf-8")
+    json.dump([asdict(r) for r in results], sys.stdout)
+    for r in failed:
+        print(f"{r.name} {r.dtype} {r.chip}: {r.error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Every kernel compiles ahead of time for four GPUs, spills nothing, and accesses memory 16 bytes at a time."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import compile_targets
+import pytest
+import triton
+
+HERE = Path(__file__).parent
+TABLE = HERE.parent / "docs" / "kernels.md"
+OUTSIDE_THE_INTERPRETER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+OUTSIDE_THE_INTERPRETER |= {"OMP_NUM_THREADS": "1"}
+
+
+def run(*command: str | Path, **environment: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=OUTSIDE_THE_INTERPRETER | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[dict[str, Any]] = json.loads(done.stdout)
+    return results
+
+
+def problems(result: dict[str, Any]) -> list[str]:
+    """What is wrong with one kernel on one chip."""
+    if result["error"]:
+        return [result["error"]]
+    found = []
+    if result["spills"]:
+        found.append(f"{result['spills']} bytes or registers are spilled")
+    limit = compile_targets.CHIPS[result["chip"]][3]
+    if result["shared"] > limit:
+        found.append(f"{result['shared']} bytes of shared memory, {limit} are there")
+    if result["wide_accesses"] and not compile_targets.is_wide(compile_targets.Result(**result)):
+        found.append(f"{result['wide_bytes']} of {result['bytes']} bytes are accessed 16 at a time")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # some 150 seconds on two cores
+def test_every_kernel_compiles_and_the_table_is_up_to_date(tmp_path: Path) -> None:
+    results = run(HERE / "compile_targets.py", tmp_path / "kernels.md")
+    wrong = [f"{r['family']} {r['name']} {r['dtype']} {r['chip']}: {p}" for r in results for p in problems(r)]
+    assert not wrong, "\n".join(wrong)
+    assert {r["chip"] for r in results} == set(compile_targets.CHIPS)
+    committed = TABLE.read_text(encoding="utf-8")
+    if f"Triton\n{triton.__version__}. " in committed:  # another compiler gives other numbers
+        assert (tmp_path / "kernels.md").read_text(encoding="utf-8") == committed, "run make kernels"
+
+
+@pytest.mark.parametrize("module", compile_targets.modules(), ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_launched_kernel_is_listed(module: ModuleType) -> None:
+    """``_kernel[grid](...)`` somewhere in the file, and ``_kernel`` in its TARGETS."""
+    calls = [node.func for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)]
+    launched = {f.value.id for f in calls if isinstance(f, ast.Subscript) and isinstance(f.value, ast.Name)}
+    kernels = {name for name in launched if hasattr(getattr(module, name, None), "arg_names")}
+    listed = {name for name in kernels if any(t["kernel"] is getattr(module, name) for t in module.TARGETS)}
+    assert kernels
+    assert kernels == listed, f"{module.__name__}.TARGETS lacks {kernels - listed}"
+
+
+PLANTED = """
+import triton, triton.language as tl
+
+@triton.jit
+def copy(X, Y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    i = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)) * STEP
+    tl.store(Y + i, tl.load(X + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+@triton.jit
+def wrong(X, Y, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    tl.store(Y + tl.arange(0, BLOCK), tl.load(X + tl.arange(0, 3)))
+
+TYPES = {"X": "*{dtype}", "Y": "*{dtype}", "n": "i32"}
+
+def target(name, kernel, types=TYPES, block=1024, step=1, **more):
+    constants = {"BLOCK": block, "STEP": step}
+    return {"name": name, "kernel": kernel, "types": types, "constants": constants, "num_warps": 1,
+            "wide_accesses": True, **more}
+
+TARGETS = [
+    target("sound", copy, block=256),
+    target("narrow", copy, block=256, step=3),
+    target("spilling", copy, block=2048, options={"maxnreg": 24}),
+    target("wrong", wrong),
+    target("untyped", copy, {"X": "*{dtype}", "Y": "*{dtype}"}),
+]
+"""
+
+
+def test_faults_are_found(tmp_path: Path) -> None:
+    """Narrow accesses, spilled registers, too much shared memory, errors of the compiler and of the list."""
+    (tmp_path / "planted.py").write_text(PLANTED, encoding="utf-8")
+    code = (
+        "import json, sys; from dataclasses import asdict; from compile_targets import compile_one\n"
+        "chips = ('sm_80', 'gfx942')\n"
+        "print(json.dumps([asdict(compile_one(('planted', i, 'fp32', c))) for i in range(5) for c in chips]))"
+    )
+    results = run("-c", code, PYTHONPATH=f"{HERE}{os.pathsep}{tmp_path}", TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    found = {(r["name"], r["chip"]): " ".join(problems(r)) for r in results}
+    for chip in ("sm_80", "gfx942"):
+        assert found["sound", chip] == ""
+        assert "are accessed 16 at a time" in found["narrow", chip]
+        assert "CompilationError" in found["wrong", chip]
+        assert "neither type nor value for {'n'}" in found["untyped", chip]
+    assert "are spilled" in found["spilling", "sm_80"]  # gfx942 has no such limit
+    (sound,) = (r for r in results if (r["name"], r["chip"]) == ("sound", "sm_80"))
+    assert sound["bytes"] == sound["wide_bytes"] == 64  # 8 elements a thread, loaded and stored
+    sound["shared"] = 164 * 1024
+    assert problems(sound) == ["167936 bytes of shared memory, 166912 are there"]
+
+
+def test_spills_are_read_from_amds_metadata() -> None:
+    text = "    .sgpr_spill_count: 3\n    .vgpr_count:     45\n    .vgpr_spill_count: 4\n"
+    result = compile_targets.Result("family", "name", "gfx942", "fp32")
+    compile_targets._read_amd({"amdgcn": text}, "", result)
+    assert problems(asdict(result)) == ["7 bytes or registers are spilled"]
