@@ -72,7 +72,8 @@ SEED = 20250
 
 def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
     """A mask that is the same at each call and has both values: the one that the kernels draw from SEED."""
-    mask = random.mask(torch.tensor([SEED]), shape, p)
+    where_kernels_run = "cuda" if torch.cuda.is_available() else "cpu"
+    mask = random.mask(torch.tensor([SEED], device=where_kernels_run), shape, p).to(torch.get_default_device())
     assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
 
