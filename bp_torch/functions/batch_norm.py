@@ -19,12 +19,14 @@ With statistics that are given (in evaluation, or those of several processes) th
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backends import kernels
 from .activation import activate, activation_backward, lookup
 from .function import Function, call, is_plain
 
@@ -95,6 +97,18 @@ def _activate(z: Tensor, activation: str, parameters: tuple[float, ...]) -> Tens
 
 def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+def _triton(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """The Triton kernels, where they shall run."""
+    return kernels(x, *others) if x.numel() > 0 and is_plain(x, *others) else None
+
+
+def _triton_arguments(ctx: Any, *saved: Any) -> tuple[Any, ...]:
+    """What the kernels of backward are given after the gradients: y is computed again where that reads less."""
+    by_output = ctx.activation != "identity" and lookup(ctx.activation, ctx.parameters).saves == "output"
+    y = saved[-1] if ctx.dtypes[3] is not None else None
+    return *saved[:-1], y, ctx.eps, ctx.activation, ctx.parameters, by_output, ctx.needs_input_grad, ctx.dtypes
 
 
 # While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
@@ -176,7 +190,7 @@ def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Te
     ctx.save_for_backward(
         x if statistics else None,
         gamma if statistics else None,
-        beta if again else None,
+        beta if again or (by_output and residual is None) else None,
         residual if again else None,
         mean if statistics else None,
         var if statistics else None,
@@ -213,6 +227,9 @@ class BatchNormFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
+        triton = _triton(x, gamma, beta, residual)
+        if triton is not None:
+            return triton.batch_norm.forward(x, gamma, beta, residual, eps, activation, parameters)
         if _fused(x):
             z, mean, var = _fused_forward(x, gamma, beta, residual, eps)
         else:
@@ -236,6 +253,9 @@ class BatchNormFunction(Function):
             dz = None if dy is None else _dz(ctx, dy, *saved)
             dbeta = None if dz is None or not ctx.needs_input_grad[2] else dz.sum(_dims(dz))
             return *_results(ctx, None, None, dbeta, dz), None, None, None
+        triton = None if dy is None else _triton(x, dy, dmean, dvar, *saved)
+        if triton is not None:
+            return *triton.batch_norm.backward(dy, dmean, dvar, *_triton_arguments(ctx, *saved)), None, None, None
         dz = torch.zeros_like(_wide(x)) if dy is None else _dz(ctx, dy, *saved)
         if _fused(x, dz) and dmean is None and dvar is None:
             dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=True)
@@ -281,6 +301,9 @@ class NormalizeFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor:
+        triton = _triton(x, gamma, beta, residual, mean, var)
+        if triton is not None:
+            return triton.batch_norm.apply(x, gamma, beta, residual, mean, var, eps, activation, parameters)
         z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
         return _activate(z, activation, parameters).to(_result_dtype(x, residual))
 
@@ -292,6 +315,9 @@ class NormalizeFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
+        triton = None if x is None else _triton(x, dy, *saved)
+        if triton is not None:
+            return *triton.batch_norm.normalize_backward(dy, *_triton_arguments(ctx, *saved)), None, None, None
         dz = _dz(ctx, dy, *saved)
         dx = dgamma = dbeta = dmean = dvar = None  # type: Any
         if x is None:
@@ -386,9 +412,14 @@ class SyncStatisticsFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _wide(x).sum(_dims(x)) / _count(x)
-        z = x - _channel(mean, x)  # its own mean is what rounding lost
-        rest, var = torch.batch_norm_update_stats(z, None, None, 0.0) if _fused(z) else _statistics(z)
+        triton = _triton(x)
+        if triton is not None:
+            mean, var = triton.batch_norm.statistics(x)
+            rest = torch.zeros_like(mean)
+        else:
+            mean = _wide(x).sum(_dims(x)) / _count(x)
+            z = x - _channel(mean, x)  # its own mean is what rounding lost
+            rest, var = torch.batch_norm_update_stats(z, None, None, 0.0) if _fused(z) else _statistics(z)
         rows = torch.full_like(mean, x.shape[0] * x.shape[2:].numel())
         own = torch.stack([mean.double() + rest, var.double(), rows.double()])
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]

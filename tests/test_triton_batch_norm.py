@@ -1,0 +1,413 @@
+"""The kernels of batch normalization: every way a tensor is cut up, against float64 and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import torch_activation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import bp_torch
+from bp_torch import functional as bpF
+from bp_torch import nn
+from bp_torch import triton_kernels as kernels
+from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.function import call
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+KERNELS = kernels.batch_norm
+EPS = 1e-5
+
+# (shape, memory format): rows and planes, in one program a group and in several.
+WHOLE = {
+    "one-column": ((9, 1), None),
+    "rows": ((5, 70), None),  # two groups, the second not full
+    "three-dimensions": ((3, 2, 5), None),
+    "planes": ((3, 2, 5, 7), None),
+    "channels-last": ((3, 5, 2, 3), torch.channels_last),
+    "channels-last-3d": ((2, 3, 2, 1, 3), torch.channels_last_3d),
+    "one-point": ((6, 3, 1, 1), None),
+    "one-row": ((1, 2, 3, 3), None),
+}
+SPLIT = {
+    "split-rows": ((2600, 3), None),  # the last tile of the last split not full
+    "split-planes": ((5, 2, 33, 33), None),  # ragged both ways
+    "split-channels-last": ((5, 2, 30, 31), torch.channels_last),
+}
+LAYOUTS = {**WHOLE, **SPLIT}
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+split_layouts = pytest.mark.parametrize("layout", SPLIT)
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> Iterator[None]:
+    with bp_torch.backend("triton"):
+        yield
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles so small that little data takes many of them, splits in several rounds."""
+    sizes = {"TILE": 16, "CHANNELS": 4, "POINTS": 8, "FEWEST_TILES": 1, "MOST_TILES": 3, "SPLITS_AT_ONCE": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(KERNELS, name, value)
+    KERNELS.Plan.of.cache_clear()
+    yield
+    KERNELS.Plan.of.cache_clear()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that ran, in order."""
+    names: list[str] = []
+
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name, self.kernel = name, getattr(KERNELS, name)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            names.append(self.name)
+            return self.kernel[grid]
+
+    for name in ("_statistics", "_merge", "_apply", "_forward_whole", "_reduce", "_finish", "_backward_apply",
+                 "_backward_whole"):  # fmt: skip
+        monkeypatch.setattr(KERNELS, name, Recorded(name))
+    return names
+
+
+def made(layout: str, dtype: torch.dtype = torch.float32, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    shape, order = LAYOUTS[layout]
+    x = (mean + scale * torch.randn(shape, device=DEVICE)).to(dtype)
+    return x if order is None else x.contiguous(memory_format=order)
+
+
+def parameters(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """γ and β."""
+    return [t.to(dtype) for t in torch.randn(2, x.shape[1], device=DEVICE)]
+
+
+def ours(
+    x: Tensor, gamma: Any, beta: Any, r: Any = None, key: str = "identity", statistics: Any = (None, None)
+) -> Tensor:
+    return bpF.batch_norm_act(x, *statistics, gamma, beta, r, statistics[0] is None, eps=EPS, activation=key)
+
+
+def theirs(
+    x: Tensor, gamma: Any, beta: Any, r: Any = None, key: str = "identity", statistics: Any = (None, None)
+) -> Tensor:
+    z = F.batch_norm(x, *statistics, gamma, beta, statistics[0] is None, 0.0, EPS)
+    return torch_activation(key)(z if r is None else z + r, *ACTIVATIONS[key].parameters.values())
+
+
+def results(f: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor, *constants: Any) -> list[Tensor]:
+    """y and the gradient of each input."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = f(*inputs, *constants)
+    return [y, *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
+
+
+def root_mean_square(t: Tensor) -> float:
+    return t.square().mean().sqrt().item()
+
+
+def check(inputs: list[Tensor], key: str = "identity", statistics: Any = (None, None)) -> list[Tensor]:
+    """y and each gradient: root mean square error at most twice torch's, and one rounding. Returns ours.
+
+    dγ and dβ are sums in float32, as those of torch's CUDA kernel are, but its CPU kernel sums in float64. So two
+    roundings of each of their terms are allowed besides, which at random add up as squares do.
+    """
+    x, gamma, beta, *residual = inputs
+    dy = torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
+    constants = (key, statistics) if residual else (None, key, statistics)
+    found, torchs = (results(f, inputs, dy, *constants) for f in (ours, theirs))
+    wide = [s if s is None else s.double() for s in statistics]
+    r = residual[0] if residual else torch.zeros_like(x)
+    right = results(theirs, [t.double() for t in (x, gamma, beta, r)], dy.double(), key, wide)
+    dims = [0, *range(2, x.dim())]
+    dz, xhat = right[4], theirs(x.double(), None, None, None, "identity", wide)
+    terms = {"dγ": dz * xhat, "dβ": dz}
+    for name, got, other, reference in zip(("y", "dx", "dγ", "dβ", "dr"), found, torchs, right, strict=False):
+        assert got.dtype == other.dtype, name
+        assert got.shape == other.shape, name
+        error, torchs_error = (root_mean_square(t.double() - reference) for t in (got, other))
+        allowed = 2 * torchs_error + torch.finfo(got.dtype).eps / 2 * root_mean_square(reference)
+        if name in terms:
+            allowed += 2 * 2**-24 * root_mean_square(terms[name].square().sum(dims).sqrt())
+        assert error <= allowed, name
+    return found
+
+
+@layouts
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_training_equals_torch(layout: str, dtype: torch.dtype) -> None:
+    x = made(layout, dtype)
+    check([x, *parameters(x, dtype)], "relu")
+
+
+@layouts
+@pytest.mark.parametrize("key", ["relu", "gelu"])
+def test_a_residual_equals_torch(layout: str, key: str) -> None:
+    x = made(layout)
+    check([x, *parameters(x, x.dtype), torch.randn_like(x)], key)
+
+
+@layouts
+@pytest.mark.parametrize("key", ["identity", "relu", "silu"])
+def test_evaluation_equals_torch(layout: str, key: str) -> None:
+    x = made(layout)
+    statistics = torch.randn(x.shape[1], device=DEVICE), torch.rand(x.shape[1], device=DEVICE) + 0.1
+    check([x, *parameters(x, x.dtype)], key, statistics)
+
+
+@pytest.mark.parametrize("key", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_activation(key: str, residual: bool) -> None:
+    """Where y tells f′, the kernels compute it again without a residual, and read it with one."""
+    x = made("rows")
+    values = tuple(ACTIVATIONS[key].parameters.values())
+    inputs = [x, *parameters(x, x.dtype), *([torch.randn_like(x)] if residual else [])]
+
+    def f(x, gamma, beta, r=None):
+        return call(BatchNormFunction, x, gamma, beta, r, EPS, key, values)[0]
+
+    dy = torch.randn_like(x)
+    with bp_torch.backend("torch"):
+        expected = results(f, [t.double() for t in inputs], dy.double())
+    torch.testing.assert_close([t.double() for t in results(f, inputs, dy)], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels-last", "split-rows"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_16_bit_inputs_with_float32_parameters(layout: str, dtype: torch.dtype, evaluation: bool) -> None:
+    x = made(layout, dtype)
+    statistics = tuple(torch.rand(2, x.shape[1], device=DEVICE) + 0.1) if evaluation else (None, None)
+    found = check([x, *parameters(x, torch.float32)], "relu", statistics)
+    assert [t.dtype for t in found] == [dtype, dtype, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("layout", ["rows", "split-planes"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_evaluation_with_16_bit_statistics(layout: str, dtype: torch.dtype) -> None:
+    x = made(layout, dtype)
+    check([x, *parameters(x, dtype)], "gelu", tuple((torch.rand(2, x.shape[1], device=DEVICE) + 0.1).to(dtype)))
+
+
+@pytest.mark.parametrize("layout", ["rows", "split-rows"])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+def test_a_residual_of_another_dtype(layout: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """y has the wider dtype, and dx is not rounded to the narrower residual's."""
+    x = made(layout, dtypes[0])
+    found = check([x, *parameters(x, torch.float32), torch.randn_like(x, dtype=dtypes[1])], "relu")
+    assert [t.dtype for t in found] == [torch.float32, dtypes[0], torch.float32, torch.float32, dtypes[1]]
+
+
+@layouts
+def test_a_mean_of_1e5_costs_no_accuracy(layout: str) -> None:
+    """The statistics have the digits that float32 data has; y and gradients the accuracy of a float32 mean."""
+    x = made(layout, mean=1e5)
+    dims = [0, *range(2, x.dim())]
+    mean, var = KERNELS.statistics(x)
+    torch.testing.assert_close(mean.double(), x.double().mean(dims), rtol=2**-24, atol=0)
+    torch.testing.assert_close(var.double(), x.double().var(dims, correction=0), rtol=1e-6, atol=0)
+    check([x, *parameters(x, x.dtype)], "tanh")
+
+
+@split_layouts
+def test_an_outlier_in_the_first_tile_costs_no_digits(layout: str) -> None:
+    """The first tile's mean, from which the others' values count, is far from theirs."""
+    x = made(layout)
+    x[0] += 3000
+    dims = [0, *range(2, x.dim())]
+    torch.testing.assert_close(KERNELS.statistics(x)[1].double(), x.double().var(dims, correction=0), rtol=1e-6, atol=0)
+
+
+@layouts
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_statistics_of_non_finite_values(layout: str, value: float) -> None:
+    x = made(layout)
+    x[-1, -1] = value
+    mean, var = KERNELS.statistics(x)
+    dims = [0, *range(2, x.dim())]
+    torch.testing.assert_close(mean, x.mean(dims), equal_nan=True)
+    assert var[-1].isnan()
+    torch.testing.assert_close(var[:-1], x.var(dims, correction=0)[:-1])
+
+
+@layouts
+def test_memory_format_is_torchs(layout: str) -> None:
+    x = made(layout)
+    inputs = [x, *parameters(x, x.dtype), torch.randn_like(x)]
+    found, other = (results(f, inputs, torch.ones(x.shape, device=DEVICE), "relu") for f in (ours, theirs))
+    for t, right in zip((found[0], found[1], found[4]), (other[0], other[1], other[4]), strict=True):
+        assert t.stride() == right.stride()
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [((23, 6), None), ((3, 2, 5, 5), None), ((2, 3, 3, 4), torch.channels_last), ((11, 1, 9), None)],
+    ids=str,
+)
+@pytest.mark.parametrize("mean", [0.0, 1e5])
+def test_many_small_tiles_and_splits(shape: tuple[int, ...], order: Any, mean: float) -> None:
+    x = mean + torch.randn(shape, device=DEVICE)
+    x = x if order is None else x.contiguous(memory_format=order)
+    plan = KERNELS.Plan.for_tensor(x, kernels.elementwise.Layout.of(x))
+    assert plan.splits > KERNELS.SPLITS_AT_ONCE
+    check([x, *parameters(x, x.dtype), torch.randn_like(x)], "gelu")
+    check([x, *parameters(x, x.dtype)], "relu", tuple(torch.rand(2, x.shape[1], device=DEVICE) + 0.1))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_drawn_shapes_and_options(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 6), min_size=2, max_size=4), label="shape"))
+    if shape[0] * torch.Size(shape[2:]).numel() == 1:
+        shape = (2, *shape[1:])
+    residual, evaluation = data.draw(st.booleans()), data.draw(st.booleans())
+    key = data.draw(st.sampled_from(["identity", "relu", "gelu", "tanh", "leaky_relu"]), label="key")
+    x = torch.randn(shape, device=DEVICE)
+    if len(shape) == 4 and data.draw(st.booleans(), label="channels last"):
+        x = x.contiguous(memory_format=torch.channels_last)
+    inputs = [x, *parameters(x, x.dtype), *([torch.randn_like(x)] if residual else [])]
+    statistics = tuple(torch.rand(2, shape[1], device=DEVICE) + 0.5) if evaluation else (None, None)
+    dy = torch.randn_like(x)
+    constants = (key, statistics) if residual else (None, key, statistics)
+    exact = (*constants[:-1], [s if s is None else s.double() for s in statistics])
+    right = results(theirs, [t.double() for t in inputs], dy.double(), *exact)
+    found = [t.double() for t in results(ours, inputs, dy, *constants)]
+    # A channel of few values may have a small variance, and 1/√var multiplies what was rounded.
+    torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layout", "forward", "backward"),
+    [
+        ("rows", ["_forward_whole"], ["_backward_whole"]),
+        ("planes", ["_forward_whole"], ["_backward_whole"]),
+        ("split-rows", ["_statistics", "_merge", "_apply"], ["_reduce", "_finish", "_backward_apply"]),
+        ("split-planes", ["_statistics", "_merge", "_apply"], ["_reduce", "_finish", "_backward_apply"]),
+    ],
+)
+def test_which_kernels_run(layout: str, forward: list[str], backward: list[str], launched: list[str]) -> None:
+    x = made(layout)
+    gamma, beta = parameters(x, x.dtype)
+    x.requires_grad_(), gamma.requires_grad_()
+    y = ours(x, gamma, beta, None, "relu")
+    assert launched == forward
+    launched.clear()
+    torch.autograd.grad(y.sum(), (x, gamma))
+    assert launched == backward
+    launched.clear()
+    y = ours(x, gamma, beta, None, "relu", (torch.zeros_like(beta), torch.ones_like(beta)))
+    torch.autograd.grad(y.sum(), (x, gamma), retain_graph=True)
+    assert launched == ["_apply", "_reduce", "_finish"]
+    launched.clear()
+    # Frozen parameters, as in detection: dx alone takes no reduction.
+    y = ours(x, gamma.detach(), beta, None, "relu", (torch.zeros_like(beta), torch.ones_like(beta)))
+    torch.autograd.grad(y.sum(), x)
+    assert launched == ["_apply", "_backward_apply"]
+
+
+@pytest.mark.parametrize("layout", ["rows", "split-planes"])
+def test_gradients_of_and_through_statistics(layout: str) -> None:
+    x = made(layout)
+    gamma, beta = parameters(x, x.dtype)
+    mean, var = torch.randn_like(beta), torch.rand_like(beta) + 0.3
+    given = [x, gamma, beta, torch.randn_like(x), mean, var]
+
+    def run(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [t.to(dtype).detach().requires_grad_() for t in given]
+        y, m, v = call(BatchNormFunction, *inputs[:4], EPS, "gelu", ())
+        z = call(NormalizeFunction, *inputs, EPS, "silu", ())
+        generator = torch.Generator(DEVICE).manual_seed(2)
+        sent = [torch.randn(t.shape, generator=generator, device=DEVICE).to(dtype) for t in (y, m, v, z)]
+        grads = torch.autograd.grad((y, m, v), inputs[:4], sent[:3]) + torch.autograd.grad(z, inputs, sent[3])
+        return [t.double() for t in (y, m, v, z, *grads)]
+
+    found = run(torch.float32)
+    with bp_torch.backend("torch"):
+        right = run(torch.float64)
+    torch.testing.assert_close(found, right, rtol=2e-5, atol=2e-5)
+
+
+def test_a_computed_again_y_is_the_rounded_one() -> None:
+    """relu's output rounds to 0 in float16, so that f′ is 0, although z > 0."""
+    x = torch.full((4, 2), 1e-9, device=DEVICE, dtype=torch.float32).add(torch.zeros(4, 2, device=DEVICE))
+    x = (x * 1e9).to(torch.float16).requires_grad_()
+    gamma = torch.full((2,), 1e-9, device=DEVICE)
+    y = ours(x, gamma, None, None, "relu", (torch.zeros(2, device=DEVICE), torch.ones(2, device=DEVICE)))
+    assert not y.any()
+    beta = torch.zeros(2, device=DEVICE, requires_grad=True)
+    y = ours(x, gamma, beta, None, "relu", (torch.zeros(2, device=DEVICE), torch.ones(2, device=DEVICE)))
+    dx, dbeta = torch.autograd.grad(y.sum(), (x, beta))
+    assert not dx.any()
+    assert not dbeta.any()
+
+
+@pytest.mark.parametrize("layout", ["channels-last", "split-planes", "split-rows"])
+def test_same_bits_again_and_at_64_bit_offsets(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = made(layout)
+    inputs, dy = [x, *parameters(x, x.dtype), torch.randn_like(x)], torch.randn_like(x)
+    reference = results(ours, inputs, dy, "gelu")
+    torch.testing.assert_close(results(ours, inputs, dy, "gelu"), reference, rtol=0, atol=0)
+    monkeypatch.setattr(KERNELS, "is_wide", lambda *_: True)
+    torch.testing.assert_close(results(ours, inputs, dy, "gelu"), reference, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["rows", "split-planes"])
+def test_a_row_in_evaluation_does_not_depend_on_the_batch(layout: str) -> None:
+    x = made(layout)
+    gamma, beta = parameters(x, x.dtype)
+    statistics = torch.zeros_like(beta), torch.ones_like(beta)
+    alone = ours(x[1:2].contiguous(), gamma, beta, None, "gelu", statistics)
+    torch.testing.assert_close(ours(x, gamma, beta, None, "gelu", statistics)[1:2], alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_modules_keep_their_state(momentum: float | None) -> None:
+    module = nn.BatchNorm2d(3, momentum=momentum, device=DEVICE)
+    reference = torch.nn.BatchNorm2d(3, momentum=momentum, device=DEVICE)
+    for _ in range(3):
+        x = torch.randn(4, 3, 5, 5, device=DEVICE)
+        torch.testing.assert_close(module(x), reference(x))
+    torch.testing.assert_close(module.state_dict(), reference.state_dict())
+    torch.testing.assert_close(module.eval()(x), reference.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("planes", "rows", "columns", "channels"),
+    [(True, 32, 112 * 112, 64), (False, 32 * 112 * 112, 64, 64), (False, 65536, 128, 128), (True, 32, 49, 2048)],
+)
+def test_a_reduction_fills_a_chip(planes: bool, rows: int, columns: int, channels: int) -> None:
+    """At least 4 programs for each of 132 multiprocessors, for batch 32, 64 channels, 112 × 112 among others."""
+    plan = KERNELS.Plan.of(planes, rows, columns, channels)
+    assert 512 <= plan.groups * plan.splits <= 2 * max(KERNELS.PROGRAMS, channels)
+
+
+@given(
+    planes=st.booleans(),
+    rows=st.integers(1, 10**6),
+    columns=st.integers(1, 10**5),
+    channels=st.integers(1, 5000),
+)
+def test_a_plan_covers_everything_once(planes: bool, rows: int, columns: int, channels: int) -> None:
+    columns = columns if planes else channels
+    plan = KERNELS.Plan.of(planes, rows, columns, channels)
+    assert plan.across * plan.block_columns >= columns > (plan.across - 1) * plan.block_columns
+    down = plan.tiles // plan.across if planes else plan.tiles
+    assert down * plan.block_rows >= rows > (down - 1) * plan.block_rows
+    assert plan.splits * plan.steps >= plan.tiles > (plan.splits - 1) * plan.steps  # no split is empty
+    assert plan.steps <= KERNELS.MOST_TILES
+    assert plan.block_rows * plan.block_columns <= KERNELS.TILE
