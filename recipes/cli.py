@@ -108,6 +108,7 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose `default_root_dir` is the folder of this run. A new one is made, if all else is in order."""
         check_optimizer(self.model)
+        check_network(self.model, self.datamodule)
         if self.checkpoint is not None:
             check_fits(self.checkpoint, self.model, str(self.settings.ckpt_path))
         given = self._get(self.config_init, "trainer")
@@ -229,6 +230,8 @@ def find_config(name: str) -> str:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise ConfigError(f"ckpt_path: the run {path.parent.parent} has no {path.name}; give another's path") from error
     except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
         raise ConfigError(f"ckpt_path: {path} cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -250,6 +253,26 @@ def check_optimizer(model: Classifier) -> None:
             model.make_schedule(optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
+
+
+def check_network(model: Classifier, data: ArrayData) -> None:
+    """Put two rows through the network, for its refusal and for the number of classes."""
+    data.setup("fit")
+    x = data.standardize(data.splits["train"][0][:2])
+    network, training, got = model.network, model.network.training, None
+    try:
+        with torch.no_grad():
+            got = tuple(network.eval()(x.flatten(1)).shape)
+    except (RuntimeError, TypeError, ValueError) as error:
+        features = x.flatten(1).shape[1]
+        raise ConfigError(f"model.init_args.network: the data's rows have {features} features; {error}") from error
+    finally:
+        network.train(training)
+    expected = (2, len(data.classes))
+    if got != expected:
+        raise ConfigError(
+            f"model.init_args.network: two rows of data of {expected[1]} classes should give {expected}, not {got}"
+        )
 
 
 def check_fits(checkpoint: dict[str, Any], model: torch.nn.Module, path: str) -> None:

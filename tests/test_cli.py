@@ -90,6 +90,8 @@ BAD = {
     "no run to resume": (["--ckpt_path", "last"], "ckpt_path: 'last' means the newest run"),
     "not a checkpoint": (["--ckpt_path", "broken.yaml"], "ckpt_path: broken.yaml cannot be read"),
     "another file of torch's": (["--ckpt_path", "tensor.ckpt"], "ckpt_path: tensor.ckpt is not a checkpoint"),
+    "other features": (["--model.network.in_features", "63"], "model.init_args.network: the data's rows have 64"),
+    "other classes": (["--model.network.out_features", "7"], "model.init_args.network: two rows of data of 10"),
     "unknown metric": (["--early_stopping.monitor", "joy"], "early_stopping.monitor: "),
     "unknown metric to rank by": (["--checkpoints.monitor", "joy"], "checkpoints.monitor: "),
 }
@@ -110,6 +112,12 @@ def test_bad_configuration_gets_one_line(case: str, capsys: pytest.CaptureFixtur
     assert len(told) < 400
     if "metric" not in case:
         assert not Path("runs").exists() or not list(Path("runs/digits").iterdir())  # no empty folder of a run
+
+
+def test_run_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/digits/version_0").mkdir(parents=True)
+    assert cli.main(["test", *QUICK]) == 2
+    assert "ckpt_path: the run runs/digits/version_0 has no best.ckpt" in capsys.readouterr().err
 
 
 def test_the_console_command_has_no_traceback() -> None:
