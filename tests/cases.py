@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -199,6 +200,42 @@ def dense_cases() -> Iterator[Case]:
         theirs=lambda x, W: F.linear(x, W),
         inputs=tensors((2, 3, 5), (4, 5)),
     )
+
+
+def mlp_cases() -> Iterator[Case]:
+    for key, bias, recompute, hidden in (
+        ("tanh", True, False, 2),
+        ("gelu", True, False, 2),
+        ("relu", False, False, 1),
+        ("identity", True, False, 1),
+        ("silu", True, True, 2),
+        ("tanh", False, True, 1),
+        ("gelu", True, False, 0),
+    ):
+        widths = (3, *(2,) * hidden, 2)
+        shapes = [(b, a) for a, b in pairwise(widths)]
+
+        def split(layers, bias=bias):
+            return (layers[::2], layers[1::2]) if bias else (layers, None)
+
+        def ours(x, *layers, key=key, recompute=recompute, split=split):
+            return bpF.mlp(x, *split(layers), activation=key, recompute=recompute)
+
+        def theirs(x, *layers, key=key, split=split):
+            Ws, bs = split(layers)
+            for index, W in enumerate(Ws):
+                x = F.linear(x, W, None if bs is None else bs[index])
+                x = torch_activation(key)(x) if index < len(Ws) - 1 else x
+            return x
+
+        layers = [size for W in shapes for size in ((W, W[:1]) if bias else (W,))]
+        yield Case(
+            name=f"mlp-{hidden}-{key}{'' if bias else '-no-bias'}{'-recompute' if recompute else ''}",
+            function="MLPFunction",
+            ours=ours,
+            theirs=theirs,
+            inputs=tensors((3, 3), *layers, seed=3),
+        )
 
 
 def dropout_cases() -> Iterator[Case]:
@@ -506,6 +543,7 @@ def all_cases() -> list[Case]:
         *activation_cases(),
         *activation_backward_cases(),
         *dense_cases(),
+        *mlp_cases(),
         *batch_norm_cases(),
         *dropout_cases(),
         *residual_cases(),
@@ -524,4 +562,9 @@ CASES = all_cases()
 def on_device(device: str) -> dict[str, Case]:
     """The table by name, with its inputs, masks and targets on another device."""
     with torch.device(device):
-        return {case.name: case for case in all_cases()}
+        cases = all_cases()
+
+    def moved(case: Case) -> Case:  # some cases make their inputs at the call, on the default device of that time
+        return replace(case, inputs=lambda: tuple(t.to(device) for t in case.inputs()))
+
+    return {case.name: moved(case) for case in cases}

@@ -37,6 +37,7 @@ WITH_KERNELS = {
     "DropoutFunction",
     "ErrorLossFunction",
     "LogSoftmaxFunction",
+    "MLPFunction",
     "NLLLossFunction",
     "NormalizeFunction",
     "PenaltyFunction",
@@ -303,7 +304,7 @@ def sliced(t: Tensor) -> Tensor:
     """The same values as every other element of a larger buffer that is otherwise NaN."""
     if t.dim() == 0:
         return t.clone()
-    buffer = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
+    buffer = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype, device=t.device)
     view = buffer[..., 1::2]
     return view.copy_(t)
 
