@@ -485,3 +485,24 @@ def test_exported_training_detaches_the_statistics() -> None:
     for _ in range(2):
         program(torch.randn(6, 3)).sum().backward()
     assert not any(buffer.requires_grad for buffer in program.buffers())
+
+
+def test_third_derivative_equals_the_composed_formula() -> None:
+    """torch's own batch norm is wrong there (off by tens for these inputs), without saying so."""
+
+    def composed(x: Tensor) -> Tensor:
+        x_hat = (x - x.mean(0)) * torch.rsqrt(x.var(0, correction=0) + 1e-3)
+        return torch.tanh(x_hat).square()
+
+    def ours(x: Tensor) -> Tensor:
+        return bpF.batch_norm_act(x, None, None, training=True, eps=1e-3, activation="tanh").square()
+
+    def third(f: Any) -> Tensor:
+        x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        g = f(x)
+        weights = torch.arange(18, dtype=torch.float64).reshape(6, 3)
+        for power in (1, 2, 3):
+            (g,) = torch.autograd.grad((g * weights**power / 18**power).sum(), x, create_graph=True)
+        return g
+
+    torch.testing.assert_close(third(ours), third(composed), rtol=1e-9, atol=1e-9)

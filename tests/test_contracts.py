@@ -271,8 +271,8 @@ def run_backward(f: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tens
 def test_error_at_most_twice_torch(case: Case, backend: Setting, dtype: torch.dtype) -> None:
     """Root mean square error against float64 at the same (rounded) inputs; one rounding is always allowed.
 
-    The largest error of a dozen elements is a matter of luck (over hundreds of draws it stays within the bound too); the
-    mean over several slightly moved inputs is not.
+    The largest error of a dozen elements is a matter of luck (over hundreds of draws it stays within the bound too);
+    the mean over several slightly moved inputs is not.
     """
     case = backend.on(case)
     generator = torch.Generator().manual_seed(7)

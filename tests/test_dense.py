@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -225,3 +228,13 @@ def test_weight_is_stored_as_torch_stores_it_and_initialized() -> None:
     torch.manual_seed(3)
     theirs = torch.nn.Linear(4, 4)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+def test_a_jit_trace_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    layer = nn.Dense(3, 4, activation="gelu")
+    x = torch.randn(2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and tracing warns of the shape checks
+        torch.jit.trace(layer, x).save(tmp_path / "layer.pt")
+        loaded = torch.jit.load(tmp_path / "layer.pt")
+        torch.testing.assert_close(loaded(x), layer(x))

@@ -502,3 +502,24 @@ def test_modules(name: str, options: dict[str, Any]) -> None:
     loaded.load_state_dict(theirs.state_dict())
     for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), loaded):
         torch.testing.assert_close(module(x, t), theirs(x, t))
+
+
+@pytest.mark.parametrize("target", ["indices", "probabilities"])
+def test_distributed_tensors(target: str) -> None:
+    """Sharded rows, in a group of one process."""
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        x = torch.randn(4, 3, dtype=torch.float64)
+        t = torch.tensor([0, 2, 1, 1]) if target == "indices" else torch.rand(4, 3, dtype=torch.float64)
+        whole = x.clone().requires_grad_()
+        F.cross_entropy(whole, t).backward()
+        sharded = distribute_tensor(x, mesh, [Shard(0)]).requires_grad_()
+        loss = bpF.cross_entropy(sharded, distribute_tensor(t, mesh, [Shard(0)]))
+        loss.backward()
+        torch.testing.assert_close(loss.full_tensor(), F.cross_entropy(x, t))
+        torch.testing.assert_close(sharded.grad.full_tensor(), whole.grad)
+    finally:
+        torch.distributed.destroy_process_group()

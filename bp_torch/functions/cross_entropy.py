@@ -56,6 +56,8 @@ def _shift(x: Tensor) -> Tensor:
 def _one_hot(x_shape: torch.Size, c: int, index: Tensor) -> Tensor:
     """[c = t], boolean, of x's shape; index is (N, 1, ...)."""
     K = x_shape[c]
+    if type(index) is not Tensor:  # a subclass, such as DTensor, takes operands of its own kind alone
+        return torch.ones_like(index).expand(x_shape).cumsum(c) - 1 == index
     classes = torch.arange(K, device=index.device).reshape(K, *(1,) * (len(x_shape) - 1 - c))
     return classes == index
 

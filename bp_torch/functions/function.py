@@ -50,6 +50,7 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether no transform or compiler is at work, and all are ordinary tensors."""
     return not (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or any(t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)) for t in tensors)
     )
@@ -73,6 +74,8 @@ def call(function: type[Function], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
+    if torch.jit.is_tracing():
+        return function.forward(*args)  # TorchScript can save operators, and no Python function
     if torch._C._is_any_autocast_enabled():
         with torch.autocast(_device_type(args), enabled=False):
             return _apply(function, args)
