@@ -9,10 +9,11 @@ For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u) and p
 
 Forward reads the logits once, in blocks: m, Σ exp(u) and Σ k_c u_c are carried along and shifted whenever m grows, so
 that logits of 1e4 cost no accuracy. It keeps m and r alone; backward reads the logits once more and writes dx into a
-tensor of its own. The losses of positions are added up in float64. How positions lie in memory is softmax.py's matter: classes need not be the last dimension.
+tensor of its own. The losses of positions are added up in float64. How positions lie in memory is softmax.py's matter:
+classes need not be the last dimension.
 
-A class outside [0, K) that is not ignored reads nothing; its loss and its gradient are NaN, and ``TRITON_DEBUG=1`` makes
-it a device-side assertion.
+A class outside [0, K) that is not ignored reads nothing; its loss and its gradient are NaN, and ``TRITON_DEBUG=1``
+makes it a device-side assertion.
 """
 
 from __future__ import annotations
@@ -98,19 +99,17 @@ def _backward(
     at, mask = elements(base, inside, k, K, inner, STRIDED)
     t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
     dL = _upstream(DLOSS, TOTAL, j, counts, NONE, MEAN)
-    k_t = keep * a * dL
-    S = k_t
-    if SMOOTH:
-        S += tl.load(W_SUM) * share * dL
     x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
     m = tl.load(M + j, mask=inside, other=0.0)
     r = tl.load(R + j, mask=inside, other=0.0)
-    dx = S[:, None] * tl.exp(x - m[:, None] - r[:, None]) - tl.where(k[None, :] == t[:, None], k_t[:, None], 0.0)
+    p = tl.exp(x - m[:, None] - r[:, None])
+    # S p - k, the class and the smoothing each for itself: with one class both are exactly 0.
+    dx = (keep * a * dL)[:, None] * (p - tl.where(k[None, :] == t[:, None], 1.0, 0.0))
     if SMOOTH:
-        rest = (share * dL)[:, None]
+        w = tl.where(k < K, 1.0, 0.0)
         if HAS_W:
-            rest = rest * tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-        dx -= rest
+            w = tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)
+        dx += (share * dL)[:, None] * (p * tl.load(W_SUM) - w[None, :])
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 

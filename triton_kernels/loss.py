@@ -6,7 +6,7 @@
 
 ρ is one of e² (mse), |e| (l1), smooth_l1 and huber; R is nothing, Σ, Σ/n or Σ/Σw. Forward reads each input once; each
 program leaves its sums over a fixed run of elements, and these few are added up in float64, in the order of programs.
-Nothing is added atomically: the same bits, run after run. Backward is one pass that writes only the gradients asked for.
+Nothing is added atomically: the same bits, run after run. Backward is one pass that writes the gradients asked for.
 """
 
 from __future__ import annotations

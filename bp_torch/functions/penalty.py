@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import kernels
 from .function import Function, is_plain
 
 __all__ = ["PenaltyFunction"]
@@ -52,6 +53,9 @@ class PenaltyFunction(Function):
     @staticmethod
     def forward(l1: float, l2: float, *parameters: Tensor) -> Tensor:
         dtype, wide = _dtypes(parameters)
+        triton = kernels(*parameters) if is_plain(*parameters) else None
+        if triton is not None:
+            return triton.penalty.forward(list(parameters), l1, l2, dtype)
         total = parameters[0].new_zeros((), dtype=wide)
         for w in parameters:
             if l1 != 0:
@@ -71,8 +75,14 @@ class PenaltyFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, dR: Tensor) -> tuple[Tensor | None, ...]:
+        parameters = ctx.saved_tensors
+        triton = kernels(dR, *parameters) if is_plain(dR, *parameters) else None
+        if triton is not None:
+            wanted = [w for w in parameters if w is not None]
+            found = iter(triton.penalty.backward(dR, wanted, ctx.l1, ctx.l2))
+            return None, None, *(None if w is None else next(found) for w in parameters)
         dR = _wide(dR)
-        dws = (None if w is None else _slope(_wide(w), ctx.l1, ctx.l2, dR).to(w.dtype) for w in ctx.saved_tensors)
+        dws = (None if w is None else _slope(_wide(w), ctx.l1, ctx.l2, dR).to(w.dtype) for w in parameters)
         return None, None, *dws
 
     @staticmethod
