@@ -1,0 +1,1 @@
+"""Times and memory of the layers beside torch's: ``python -m benchmarks --help``."""
