@@ -30,8 +30,8 @@ CHIPS = {
     "sm_100": ("cuda", 100, 32, 227 * 1024),
     "gfx942": ("hip", "gfx942", 64, 64 * 1024),
 }
-WITHOUT_KERNELS = {"activation", "cast", "launch", "tuning"}
-"""Modules of functions that kernels call, or of none."""
+WITHOUT_KERNELS = {"activation", "batch_norm_kernels", "cast", "launch", "tuning"}
+"""Modules without a list of targets of their own: of functions that kernels call, of kernels that another lists."""
 
 
 @dataclass
@@ -160,7 +160,8 @@ def compile_all(names: str = "") -> list[Result]:
                 dtypes = dtypes_of(target)
                 everywhere = dtypes if target["kernel"] not in seen or len(dtypes) == 1 else ("bf16",)
                 chips = {dtype: CHIPS if dtype in everywhere else ("sm_90",) for dtype in dtypes}
-                jobs += [(module.__name__, index, dtype, chip) for dtype in dtypes for chip in chips[dtype]]
+                possible = target.get("chips", CHIPS)  # where the kernel is used
+                jobs += [(module.__name__, index, d, chip) for d in dtypes for chip in chips[d] if chip in possible]
                 seen.add(target["kernel"])
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:
         return pool.map(compile_one, jobs, chunksize=4)
@@ -178,17 +179,25 @@ def table(results: list[Result]) -> str:
         "# Kernels",
         "",
         "Written by `make kernels`, not by hand: what the kernels compile to ahead of time, without a GPU, by Triton",
-        f"{triton.__version__}. Registers are those of a thread (vector registers on gfx942); shared memory is that of",
-        "a program, in bytes; instructions are PTX's (on gfx942 the machine's own). No kernel spills registers.",
-        "*wide*: global memory is accessed 16 bytes at a time. None of this is a measurement of speed.",
+        f"{triton.__version__}. Each cell has four numbers, for {', '.join(CHIPS)} (a dot where an option of a kernel was",
+        "not compiled for that chip in that dtype). Registers are those of a thread (vector registers on gfx942); shared",
+        "memory is that of a program, in bytes; instructions are PTX's (on gfx942 the machine's own). *wide*: global",
+        "memory is accessed 16 bytes at a time. No kernel spills registers. None of this is a measurement of speed.",
     ]
     for family in sorted({result.family for result in results}):
-        lines += ["", f"## {family}", "", "| kernel | dtype | chip | registers | shared | instructions | wide |"]
-        lines += ["|---|---|---|---:|---:|---:|---|"]
+        lines += ["", f"## {family}", "", "| kernel | dtype | registers | shared | instructions | wide |"]
+        lines += ["|---|---|---|---|---|---|"]
+        rows: dict[tuple[str, str], dict[str, Result]] = {}
         for r in results:
             if r.family == family:
-                cells = (r.name, r.dtype, r.chip, r.registers, r.shared, r.instructions, "yes" if is_wide(r) else "no")
-                lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+                rows.setdefault((r.name, r.dtype), {})[r.chip] = r
+        for (name, dtype), chips in rows.items():
+            columns = [
+                " / ".join(str(getattr(chips[chip], what)) if chip in chips else "·" for chip in CHIPS)
+                for what in ("registers", "shared", "instructions")
+            ]
+            wide = "yes" if all(is_wide(r) for r in chips.values()) else "no"
+            lines.append(f"| {name} | {dtype} | {' | '.join(columns)} | {wide} |")
     return "\n".join(lines) + "\n"
 
 
