@@ -179,10 +179,11 @@ def table(results: list[Result]) -> str:
         "# Kernels",
         "",
         "Written by `make kernels`, not by hand: what the kernels compile to ahead of time, without a GPU, by Triton",
-        f"{triton.__version__}. Each cell has four numbers, for {', '.join(CHIPS)} (a dot where an option of a kernel was",
-        "not compiled for that chip in that dtype). Registers are those of a thread (vector registers on gfx942); shared",
-        "memory is that of a program, in bytes; instructions are PTX's (on gfx942 the machine's own). *wide*: global",
-        "memory is accessed 16 bytes at a time. No kernel spills registers. None of this is a measurement of speed.",
+        f"{triton.__version__}. Each cell has four numbers, for {', '.join(CHIPS)} (a dot where an option of a",
+        "kernel was not compiled for that chip in that dtype). Registers are those of a thread (vector registers on",
+        "gfx942); shared memory is that of a program, in bytes; instructions are PTX's (on gfx942 the machine's own).",
+        "*wide*: global memory is accessed 16 bytes at a time. No kernel spills registers. None of this is a",
+        "measurement of speed.",
     ]
     for family in sorted({result.family for result in results}):
         lines += ["", f"## {family}", "", "| kernel | dtype | registers | shared | instructions | wide |"]
