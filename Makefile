@@ -36,7 +36,8 @@ types: $(STAMP)
 	rm -rf build/types
 	mkdir -p build/types/bp_torch
 	ln -s ../../../triton_kernels ../../../recipes $(addprefix ../../../,$(wildcard bp_torch/*)) build/types/bp_torch/
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p bp_torch
+	ln -s ../../benchmarks build/types/
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p bp_torch -p benchmarks
 
 # One thread for each worker: the workers already fill the cores.
 pytest: $(STAMP)

@@ -47,7 +47,9 @@ def measure(layer: Layer, device: str, dtype: torch.dtype, names: Sequence[str],
     peak = {name: providers.peak_bytes(setup, f) for name, f in right.items()}
     rows = []
     for mode, floor in providers.ceilings(setup).items():
-        runs = {name: setup.forward(f) if mode == "forward" else setup.both(f) for name, f in right.items()}
+        runs: dict[str, timing.Run] = {
+            name: setup.forward(f) if mode == "forward" else setup.both(f) for name, f in right.items()
+        }
         times = timing.in_turns({**runs, "ceiling": floor}, device, repeats)
         graphs = timing.in_graphs(runs, repeats) if device == "cuda" else {}
         eager = times.get("torch")

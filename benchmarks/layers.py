@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,10 +94,10 @@ def batch_norm(*shape: int, residual: bool = False, channels_last: bool = False)
             )
         return tuple(tensors)
 
-    def ours(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor | float) -> Tensor:
+    def ours(x: Tensor, w: Tensor, b: Tensor, *rest: Any) -> Tensor:
         return bpF.batch_norm_act(x, None, None, w, b, rest[0] if residual else None, True, activation="relu")
 
-    def theirs(x: Tensor, w: Tensor, b: Tensor, *rest: Tensor | float) -> Tensor:
+    def theirs(x: Tensor, w: Tensor, b: Tensor, *rest: Any) -> Tensor:
         y = F.batch_norm(x, None, None, w, b, training=True)
         return F.relu(y + rest[0] if residual else y)
 

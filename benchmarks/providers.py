@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,9 +80,8 @@ def ceilings(setup: Setup) -> dict[str, Callable[[], object]]:
     x = setup.inputs[0]
     found: dict[str, Callable[[], object]] = {}
     for mode, passes in (("forward", setup.layer.passes[0]), ("both", sum(setup.layer.passes))):
-        source = torch.empty(passes * x.numel() // 2 or 1, dtype=x.dtype, device=x.device).zero_()
-        target = torch.empty_like(source).zero_()
-        found[mode] = lambda source=source, target=target: target.copy_(source)
+        source = torch.zeros(passes * x.numel() // 2 or 1, dtype=x.dtype, device=x.device)
+        found[mode] = partial(torch.zeros_like(source).copy_, source)
     return found
 
 

@@ -360,13 +360,15 @@ def second(
 def _targets() -> Iterator[dict[str, Any]]:
     """Every kernel with its main options, and every activation."""
     numbers = {"n": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "channels": "i32", "points": "i32"}
-    x, drop_16, drop_32 = "*{dtype}", {"THRESHOLD": 2**15, "BITS": 16}, {"THRESHOLD": 2**16, "BITS": 32}
-    nothing = {"THRESHOLD": 0, "BITS": 0}
-    flat = {"LAST": False, "BLOCK": 1024, "WIDE": False}
+    x = "*{dtype}"
+    drop_16: dict[str, Any] = {"THRESHOLD": 2**15, "BITS": 16}
+    drop_32: dict[str, Any] = {"THRESHOLD": 2**31, "BITS": 32}
+    nothing: dict[str, Any] = {"THRESHOLD": 0, "BITS": 0}
+    flat: dict[str, Any] = {"LAST": False, "BLOCK": 1024, "WIDE": False}
 
     def forward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
         types = {**dict.fromkeys(("X", "BIAS", "R", "Y", "S"), x), "SEED": "*i64", **numbers, "columns": "i32"}
-        options = {"HAS_BIAS": "BIAS" not in absent, "HAS_R": "R" not in absent, "ACT_LAST": False}
+        options: dict[str, Any] = {"HAS_BIAS": "BIAS" not in absent, "HAS_R": "R" not in absent, "ACT_LAST": False}
         options |= {"STORE_S": "S" not in absent, **flat, **constants}
         return _target(f"forward {name}", _forward, types, absent, {"KEY": key, **options})
 
