@@ -11,6 +11,7 @@ from . import batch_norm as _batch_norm
 from . import dense as _dense
 from . import dropout as _dropout
 from . import loss as _loss
+from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
@@ -19,11 +20,12 @@ from .batch_norm import *  # noqa: F403
 from .dense import *  # noqa: F403
 from .dropout import *  # noqa: F403
 from .loss import *  # noqa: F403
+from .mlp import *  # noqa: F403
 from .penalty import *  # noqa: F403
 from .residual import *  # noqa: F403
 from .softmax import *  # noqa: F403
 
-_MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _penalty, _residual, _softmax)
+_MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _residual, _softmax)
 
 __all__ = [name for module in _MODULES for name in module.__all__]
 
