@@ -12,6 +12,7 @@ Nothing is added atomically: the same bits, run after run. Backward is one pass 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .activation import log1p_unit
 from .cast import cast
-from .launch import device_of, is_wide
+from .launch import Block, device_of, is_wide, warps_of
 
 __all__ = ["backward", "finish", "forward"]
 
@@ -198,7 +199,8 @@ def _finish(
 
 
 # Not yet measured on a GPU.
-BLOCK, WARPS = 1024, 4
+BLOCK = 1024
+WARPS = warps_of(Block(BLOCK, warps=4))
 """8 elements a thread: 16-byte accesses in 16-bit dtypes."""
 PROGRAMS = 2048
 """About so many programs share a long sum."""
@@ -245,7 +247,7 @@ def _repeating(w: Tensor | None, x: Tensor) -> tuple[Tensor | None, int, int]:
     return w, w.numel(), 1 if w.numel() == x.numel() else 2
 
 
-def _prepared(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, *others: Tensor | None) -> tuple:
+def _prepared(x: Any, t: Any, w: Tensor | None, pi: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
     """All laid out alike; w and π, which may be smaller, with their counts and modes."""
     if any(f is not None and f.shape != x.shape for f in (w, pi)):
         x, t, *rest = (None if s is None else s.contiguous() for s in (x, t, *others))

@@ -19,15 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from .cast import cast
-from .launch import device_of
+from .launch import Block, device_of, warps_of
 from .loss import finish
 
 __all__ = ["backward", "forward"]
 
 
 @triton.jit
-def _block(TABLE, kind, ALIGNED: tl.constexpr):
-    """Of this program's block: the address, the number of elements, and the offset of its results.
+def _block(TABLE, kind, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of this program's block: the address and the offset of its results; the elements that lie in whole groups of 8,
+    which are accessed 16 bytes at a time, with their mask; and the up to 7 that are left, with theirs.
 
     ``kind`` is a pointer that has the type of the elements.
     """
@@ -35,7 +36,12 @@ def _block(TABLE, kind, ALIGNED: tl.constexpr):
     pointer = tl.load(entry).to(kind.dtype)
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
-    return pointer, tl.load(entry + 1).to(tl.int32), tl.load(entry + 2)
+    count = tl.load(entry + 1).to(tl.int32)
+    at = tl.multiple_of(tl.load(entry + 2), 16)
+    whole = count // 8 * 8
+    i = tl.arange(0, BLOCK)
+    rest = whole + tl.arange(0, 8)
+    return pointer, at, i, i < whole, rest, rest < count
 
 
 @triton.jit
@@ -70,14 +76,11 @@ def _forward(
     HAS_L1: tl.constexpr, HAS_L2: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The penalty of each block; those of this dtype begin at ``first``. KIND is a pointer of this dtype."""
-    pointer, count, at = _block(TABLE, KIND, ALIGNED)
-    i = tl.arange(0, BLOCK)
-    if count == BLOCK:  # unmasked, so that accesses are 16 bytes wide
-        size = _size(tl.load(pointer + i).to(tl.float32), l1, l2, HAS_L1, HAS_L2)
-    else:
-        w = tl.load(pointer + i, mask=i < count, other=0.0).to(tl.float32)
-        size = _size(w, l1, l2, HAS_L1, HAS_L2)
-    tl.store(PART + first + tl.program_id(0), tl.sum(size, axis=0).to(tl.float64))
+    pointer, at, i, inside, rest, left = _block(TABLE, KIND, ALIGNED, BLOCK)
+    size = _size(tl.load(pointer + i, mask=inside, other=0.0).to(tl.float32), l1, l2, HAS_L1, HAS_L2)
+    last = _size(tl.load(pointer + rest, mask=left, other=0.0).to(tl.float32), l1, l2, HAS_L1, HAS_L2)
+    total = tl.sum(size, axis=0).to(tl.float64) + tl.sum(last, axis=0).to(tl.float64)
+    tl.store(PART + first + tl.program_id(0), total)
 
 
 @triton.jit
@@ -85,21 +88,18 @@ def _backward(
     TABLE, DR, DW, l1, l2,
     HAS_L1: tl.constexpr, HAS_L2: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    pointer, count, at = _block(TABLE, DW, ALIGNED)
-    out = DW + tl.multiple_of(at, 16)
+    pointer, at, i, inside, rest, left = _block(TABLE, DW, ALIGNED, BLOCK)
+    out = DW + at
     dR = tl.load(DR).to(tl.float32)
-    i = tl.arange(0, BLOCK)
-    if count == BLOCK:
-        dw = _slope(tl.load(pointer + i).to(tl.float32), l1, l2, HAS_L1, HAS_L2) * dR
-        tl.store(out + i, cast(dw, DW.dtype.element_ty))
-    else:
-        w = tl.load(pointer + i, mask=i < count, other=0.0).to(tl.float32)
-        dw = _slope(w, l1, l2, HAS_L1, HAS_L2) * dR
-        tl.store(out + i, cast(dw, DW.dtype.element_ty), mask=i < count)
+    w = tl.load(pointer + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + i, cast(_slope(w, l1, l2, HAS_L1, HAS_L2) * dR, DW.dtype.element_ty), mask=inside)
+    w = tl.load(pointer + rest, mask=left, other=0.0).to(tl.float32)
+    tl.store(out + rest, cast(_slope(w, l1, l2, HAS_L1, HAS_L2) * dR, DW.dtype.element_ty), mask=left)
 
 
 # Not yet measured on a GPU.
-BLOCK, WARPS = 4096, 4
+BLOCK = 4096
+WARPS = warps_of(Block(BLOCK, warps=4))
 SLOT = 64
 """Every gradient begins at a multiple of so many elements of its buffer, hence of 16 bytes."""
 KEPT = 32

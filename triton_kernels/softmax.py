@@ -177,8 +177,8 @@ class Rows:
 
 
 def warps_of(P: int, block: int) -> int:
-    """8 elements a thread: 16-byte accesses in 16-bit dtypes."""
-    return launch.warps_of(Block(block, P, max(1, min(16, P * block // 1024))))
+    """For 32 elements a thread; 16 in a tile of several positions, whose numbers of each position take registers too."""
+    return launch.warps_of(Block(block, P, max(1, min(16, P * block // (1024 if P == 1 else 512)))))
 
 
 def rows_of(x: Tensor, dim: int, in_order: bool = False) -> tuple[Tensor, Rows]:
