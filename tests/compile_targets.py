@@ -175,6 +175,7 @@ def is_wide(result: Result) -> bool:
 def table(results: list[Result]) -> str:
     import triton
 
+    spilling = [f"{r.family} {r.name} ({r.dtype}, {r.chip})" for r in results if r.spills]
     lines = [
         "# Kernels",
         "",
@@ -182,8 +183,9 @@ def table(results: list[Result]) -> str:
         f"{triton.__version__}. Each cell has four numbers, for {', '.join(CHIPS)} (a dot where an option of a",
         "kernel was not compiled for that chip in that dtype). Registers are those of a thread (vector registers on",
         "gfx942); shared memory is that of a program, in bytes; instructions are PTX's (on gfx942 the machine's own).",
-        "*wide*: global memory is accessed 16 bytes at a time. No kernel spills registers. None of this is a",
-        "measurement of speed.",
+        "*wide*: global memory is accessed 16 bytes at a time. None of this is a measurement of speed.",
+        "",
+        f"Kernels that spill registers: {', '.join(spilling) or 'none'}.",
     ]
     for family in sorted({result.family for result in results}):
         lines += ["", f"## {family}", "", "| kernel | dtype | registers | shared | instructions | wide |"]
