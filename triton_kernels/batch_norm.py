@@ -276,7 +276,8 @@ def normalize_backward(
     layout = Layout.of(x)
     plan = Plan.for_tensor(x, layout)
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
-    gamma, beta, mean, var = (_vector(t) for t in (gamma, beta, mean, var))
+    vectors: list[Any] = [_vector(t) for t in (gamma, beta, mean, var)]
+    gamma, beta, mean, var = vectors
     identity = activation == "identity"
     dx = _new(x, dtypes[0], needs[0])
     dr = _new(x, dtypes[3], needs[3] and not identity)
@@ -324,10 +325,12 @@ def _targets() -> Iterator[dict[str, Any]]:
             "wide_accesses": wide,
         }  # fmt: skip
 
-    rows = {"PLANES": False, "BLOCK_ROWS": TILE // CHANNELS, "BLOCK_COLUMNS": CHANNELS, "WIDE": False}
-    planes = {"PLANES": True, "BLOCK_ROWS": TILE // POINTS, "BLOCK_COLUMNS": POINTS, "WIDE": False}
-    relu, gelu, none = {"KEY": "relu", "OUTPUT": True}, {"KEY": "gelu", "OUTPUT": False}, {"KEY": "identity"}
-    splits = {"BLOCK_SPLITS": SPLITS_AT_ONCE, "BLOCK_COLUMNS": CHANNELS_AT_ONCE}
+    rows: dict[str, Any] = {"PLANES": False, "BLOCK_ROWS": TILE // CHANNELS, "BLOCK_COLUMNS": CHANNELS, "WIDE": False}
+    planes: dict[str, Any] = {"PLANES": True, "BLOCK_ROWS": TILE // POINTS, "BLOCK_COLUMNS": POINTS, "WIDE": False}
+    relu: dict[str, Any] = {"KEY": "relu", "OUTPUT": True}
+    gelu: dict[str, Any] = {"KEY": "gelu", "OUTPUT": False}
+    none: dict[str, Any] = {"KEY": "identity"}
+    splits: dict[str, Any] = {"BLOCK_SPLITS": SPLITS_AT_ONCE, "BLOCK_COLUMNS": CHANNELS_AT_ONCE}
     for kind, blocks in (("rows", rows), ("planes", planes), ("planes, over 2³¹ elements", {**planes, "WIDE": True})):
         yield target(f"statistics, {kind}", _statistics, **blocks)
         yield target(f"apply relu, {kind}", _apply, "R", KEY="relu", **blocks)

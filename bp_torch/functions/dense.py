@@ -52,26 +52,15 @@ class DenseFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        saved = f_prime_from(activation, parameters, mask, residual)
-        triton = kernels(x, W, b, residual) if is_plain(x, W, b, residual) else None
-        invariant = is_batch_invariant()
-        if triton is not None and (invariant or triton.dense.choose(_count(x), *W.shape, x.dtype) == "triton"):
-            if may_draw(mask):
-                store = saved if saved in ("z", "a") else ""
-                y, s = triton.dense.forward(x, W, b, residual, mask, p, activation, parameters, store)
-                return y if s is None else (y, s)
-            z, _ = triton.dense.forward(x, W, b, None, None, 0.0, "identity", ())
-        else:
-            z = batch_invariant.linear(x, W, b) if invariant else torch.nn.functional.linear(x, W, b)
+        fused = _forward_by_kernels(x, W, b, residual, mask, p, activation, parameters)
+        if fused is not None:
+            return fused
+        z = _batch_invariant_product(x, W, b) if is_batch_invariant() else torch.nn.functional.linear(x, W, b)
         if activation == "identity":
             return drop(z, mask, p, residual)
-        if triton is not None and may_draw(mask):
-            if saved == "a":
-                return triton.elementwise.forward_keeping(z, residual, mask, p, activation, parameters)
-            y = triton.elementwise.forward(z, None, residual, mask, p, activation, parameters)
-            return (y, z) if saved == "z" else y
         a = ActivationFunction.forward(z, activation, parameters)
         y = drop(a, mask, p, residual)
+        saved = f_prime_from(activation, parameters, mask, residual)
         return (y, z) if saved == "z" else (y, a) if saved == "a" else y
 
     @staticmethod
@@ -94,14 +83,10 @@ class DenseFunction(Function):
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> tuple[Tensor | None, ...]:
         x, W, s, mask = ctx.saved_tensors
         need_x, need_W, need_b, need_residual = ctx.needs_input_grad[:4]
-        dx = dW = db = None
-        epilogue = dy is not None and ds is None and (s is not None or mask is not None)
-        triton = kernels(dy, s) if need_b and epilogue and is_plain(dy, s) and may_draw(mask) else None
-        if triton is not None and dy is not None:
-            output = lookup(ctx.activation, ctx.parameters).saves == "output"
-            rows, db = triton.elementwise.backward_bias(
-                _rows(dy), s if s is None else _rows(s), mask, ctx.p, ctx.activation, ctx.parameters, output, ctx.dtype
-            )
+        dx = dW = db = rows = None  # type: Tensor | None
+        fused = _backward_by_kernels(ctx, dy, ds, s, mask) if need_b else None
+        if fused is not None:
+            rows, db = fused
         else:
             dz = _pre_activation_gradient(ctx, dy, ds, s, mask) if need_x or need_W or need_b else None
             rows = None if dz is None else _rows(dz)
@@ -133,6 +118,60 @@ def _rows(t: Tensor) -> Tensor:
 
 def _count(t: Tensor) -> int:
     return t.shape[:-1].numel()
+
+
+def _batch_invariant_product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    triton = kernels(x, W, b) if is_plain(x, W, b) else None
+    if triton is None:
+        return batch_invariant.linear(x, W, b)
+    z: Tensor = triton.dense.forward(x, W, b, None, None, 0.0, "identity", ())[0]
+    return z
+
+
+def _forward_by_kernels(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    p: float,
+    activation: str,
+    parameters: tuple[float, ...],
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """One Triton GEMM with all that follows in its epilogue, or cuBLAS and one fused pass; None where neither runs."""
+    triton = kernels(x, W, b, residual) if is_plain(x, W, b, residual) and may_draw(mask) else None
+    if triton is None:
+        return None
+    saved = f_prime_from(activation, parameters, mask, residual)
+    if is_batch_invariant() or triton.dense.choose(_count(x), *W.shape, x.dtype) == "triton":
+        y, s = triton.dense.forward(
+            x, W, b, residual, mask, p, activation, parameters, saved if saved in ("z", "a") else ""
+        )
+        return y if s is None else (y, s)
+    z = torch.nn.functional.linear(x, W, b)
+    if activation == "identity":
+        return drop(z, mask, p, residual)
+    if saved == "a":
+        both: tuple[Tensor, Tensor] = triton.elementwise.forward_keeping(z, residual, mask, p, activation, parameters)
+        return both
+    y = triton.elementwise.forward(z, None, residual, mask, p, activation, parameters)
+    return (y, z) if saved == "z" else y
+
+
+def _backward_by_kernels(
+    ctx: Any, dy: Tensor | None, ds: Tensor | None, s: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """dz as rows, and db from the same pass; None where the kernels do not run or there is nothing to fuse."""
+    if dy is None or ds is not None or (s is None and mask is None):
+        return None
+    triton = kernels(dy, s) if is_plain(dy, s) and may_draw(mask) else None
+    if triton is None:
+        return None
+    output = lookup(ctx.activation, ctx.parameters).saves == "output"
+    both: tuple[Tensor, Tensor] = triton.elementwise.backward_bias(
+        _rows(dy), s if s is None else _rows(s), mask, ctx.p, ctx.activation, ctx.parameters, output, ctx.dtype
+    )
+    return both
 
 
 def f_prime_from(
