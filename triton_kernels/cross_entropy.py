@@ -229,7 +229,15 @@ def _nll_backward(
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-NLL_BLOCK = 512  # not yet measured on a GPU
+# Not yet measured on a GPU.
+NLL_BLOCK = 512
+TILE_OF_TWO = TILE // 2
+"""Elements of a tile where two tensors are read: larger ones spill registers."""
+
+
+def _more_warps(P: int, block: int, strided: bool) -> int:
+    """Where classes lie next to each other, the sums of two kinds want more threads, or registers are spilled."""
+    return warps_of(P, block) if strided else 2 * warps_of(P, block)
 
 
 def _shape_of_statistics(x: Tensor, c: int) -> tuple[int, ...]:
@@ -297,7 +305,7 @@ def probabilities_forward(
     q, w = like(q, x), _contiguous(w)
     m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
     r, none = torch.empty_like(m), reduction == "none"
-    P, block = rows.tile()
+    P, block = rows.tile(size=TILE_OF_TWO)
     programs = rows.programs(P)
     part = m if none else torch.empty((1, programs), dtype=torch.float64, device=x.device)
     loss = x.new_empty((*x.shape[:c], *x.shape[c + 1 :]), dtype=dtype) if none else part
@@ -305,7 +313,7 @@ def probabilities_forward(
         _probabilities_forward[(programs,)](
             x, q, w, m, r, loss, part, rows.positions, rows.K, rows.inner,
             *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=_more_warps(P, block, rows.strided),
         )  # fmt: skip
     if not none:
         loss = finish(part, dtype, rows.positions if reduction == "mean" else 1, False)[0]
@@ -321,7 +329,7 @@ def probabilities_backward(
     q, w, m, r, dloss = like(q, x), _contiguous(w), m.contiguous(), r.contiguous(), dloss.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
     dq = torch.empty_like(q) if needs[1] else None
-    P, block = rows.tile()
+    P, block = rows.tile(size=TILE_OF_TWO)
     with device_of(x):
         _probabilities_backward[(rows.programs(P),)](
             x, q, w, m, r, dloss, dx, dq, rows.positions, rows.K, rows.inner, *_smoothing(smoothing, rows.K),
@@ -381,6 +389,11 @@ _SHAPES = {
     "short rows": {"P": 256, "BLOCK": 16, "STRIDED": False},
     "strided": {"P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
 }
+_SHAPES_OF_TWO = {
+    **_SHAPES,
+    "short rows": {"P": 128, "BLOCK": 16, "STRIDED": False},
+    "strided": {"P": NEIGHBOURS, "BLOCK": TILE_OF_TWO // NEIGHBOURS, "STRIDED": True},
+}
 _KERNELS = {
     "forward": (_forward, {}),
     "backward": (_backward, {"MEAN": True}),
@@ -394,12 +407,14 @@ TARGETS = [
         "kernel": kernel,
         "types": _TYPES,
         "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
-        "num_warps": warps_of(tile["P"], tile["BLOCK"]),
+        "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
+        if name == "probabilities_forward"
+        else warps_of(tile["P"], tile["BLOCK"]),
         # In the plain forward pass the few numbers of a row weigh as much as its block.
         "wide_accesses": shape == "rows" and (options or name != "forward"),
     }
     for name, (kernel, more) in _KERNELS.items()
-    for shape, tile in _SHAPES.items()
+    for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else _SHAPES).items()
     for options in (False, True)
 ]
 TARGETS += [

@@ -163,21 +163,21 @@ class Rows:
     def strided(self) -> bool:
         return self.inner > 1
 
-    def tile(self, whole: int = TILE) -> tuple[int, int]:
-        """P and BLOCK; a row of up to ``whole`` classes is one block."""
+    def tile(self, whole: int = TILE, size: int = TILE) -> tuple[int, int]:
+        """P and BLOCK of tiles of ``size`` elements; a row of up to ``whole`` classes is one block."""
         K = triton.next_power_of_2(self.K)
         if self.strided:
             P = min(triton.next_power_of_2(self.inner), NEIGHBOURS)
-            return P, min(K, TILE // P)
-        block = K if whole >= K else min(K, TILE)
-        return max(1, min(TILE // block, 256)), block
+            return P, min(K, size // P)
+        block = K if whole >= K else min(K, size)
+        return max(1, min(size // block, 256)), block
 
     def programs(self, P: int) -> int:
         return self.outer * triton.cdiv(self.inner, P) if self.strided else triton.cdiv(self.outer, P)
 
 
 def warps_of(P: int, block: int) -> int:
-    """For 32 elements a thread; 16 in a tile of several positions, whose numbers of each position take registers too."""
+    """For 32 elements a thread; 16 in a tile of several positions, whose numbers for each take registers too."""
     return launch.warps_of(Block(block, P, max(1, min(16, P * block // (1024 if P == 1 else 512)))))
 
 
