@@ -271,33 +271,41 @@ def run_backward(f: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tens
 def test_error_at_most_twice_torch(case: Case, backend: Setting, dtype: torch.dtype) -> None:
     """Root mean square error against float64 at the same (rounded) inputs; one rounding is always allowed.
 
-    The largest error of a dozen elements is a matter of luck (over hundreds of draws it stays within the bound too);
-    the mean over several slightly moved inputs is not.
+    The errors of a dozen elements are a matter of luck: inputs are moved a little and drawn again. Where four draws
+    exceed the bound, sixty more decide.
     """
     case = backend.on(case)
     generator = torch.Generator().manual_seed(7)
-    errors: list[Tensor] = []
-    for _ in range(4):
-        moved = [1 + 0.003 * torch.randn(t.shape, generator=generator).to(t) for t in case.inputs()]
-        rounded = tuple((t * factor).to(dtype) for t, factor in zip(case.inputs(), moved, strict=True))
-        exact_ys = outputs(case.theirs(*(t.double() for t in rounded)))
-        dys = tuple(dy.to(dtype) for dy in upstream(exact_ys))
-        exact = run(case.theirs, tuple(t.double().requires_grad_() for t in rounded), tuple(dy.double() for dy in dys))
-        found = {}
-        for name, f in (("ours", case.ours), ("theirs", case.theirs)):
-            inputs = tuple(t.clone().requires_grad_() for t in rounded)
-            ys = outputs(f(*inputs))
-            grads = torch.autograd.grad(ys, inputs, tuple(dy.to(y.dtype) for dy, y in zip(dys, ys, strict=True)))
-            found[name] = [t.detach() for t in (*ys, *grads)]
-        assert [t.dtype for t in found["ours"]] == [t.dtype for t in found["theirs"]]
-        references = [t.detach() for t in (*exact[0], *exact[1])]
-        rows = [
+    squares: list[Tensor] = []
+    for draws in (4, 60):
+        squares += [squared_errors(case, dtype, generator) for _ in range(draws)]
+        ours, theirs, size = torch.stack(squares).mean(0).sqrt().unbind(1)
+        if (ours <= 2 * theirs + LOW[dtype] * size).all():
+            return
+    pytest.fail(f"root mean square errors {ours.tolist()}, torch's {theirs.tolist()}, of {size.tolist()}")
+
+
+def squared_errors(case: Case, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """For each output and gradient: the mean square of our error, of torch's, and of the value."""
+    moved = [1 + 0.003 * torch.randn(t.shape, generator=generator).to(t) for t in case.inputs()]
+    rounded = tuple((t * factor).to(dtype) for t, factor in zip(case.inputs(), moved, strict=True))
+    exact_ys = outputs(case.theirs(*(t.double() for t in rounded)))
+    dys = tuple(dy.to(dtype) for dy in upstream(exact_ys))
+    exact = run(case.theirs, tuple(t.double().requires_grad_() for t in rounded), tuple(dy.double() for dy in dys))
+    found = {}
+    for name, f in (("ours", case.ours), ("theirs", case.theirs)):
+        inputs = tuple(t.clone().requires_grad_() for t in rounded)
+        ys = outputs(f(*inputs))
+        grads = torch.autograd.grad(ys, inputs, tuple(dy.to(y.dtype) for dy, y in zip(dys, ys, strict=True)))
+        found[name] = [t.detach() for t in (*ys, *grads)]
+    assert [t.dtype for t in found["ours"]] == [t.dtype for t in found["theirs"]]
+    references = [t.detach() for t in (*exact[0], *exact[1])]
+    return torch.stack(
+        [
             torch.stack([(ours - r).square().mean(), (theirs - r).square().mean(), r.square().mean()])
             for ours, theirs, r in zip(found["ours"], found["theirs"], references, strict=True)
         ]
-        errors.append(torch.stack(rows))
-    our_error, their_error, size = torch.stack(errors).mean(0).sqrt().unbind(1)
-    assert (our_error <= 2 * their_error + LOW[dtype] * size).all(), (our_error, their_error, size)
+    )
 
 
 def sliced(t: Tensor) -> Tensor:
