@@ -47,14 +47,15 @@ from .batch_norm_kernels import (
     _statistics,
 )
 from .elementwise import Layout, _pair
-from .launch import Block, device_of, grid_of, is_wide, warps_of
+from .launch import device_of, grid_of, is_wide, only_block, warps_of
 
 __all__ = ["TARGETS", "Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
 
+BY_ROWS, BY_PLANES = only_block("batch norm rows"), only_block("batch norm planes")
+TILE = BY_ROWS.rows * BY_ROWS.columns  # two 16-byte accesses a thread in 16-bit dtypes
+WARPS = warps_of(BY_ROWS)
+CHANNELS, POINTS = BY_ROWS.columns, BY_PLANES.columns  # the most columns of a tile
 # Not yet measured on a GPU.
-TILE = 2048  # 16 elements of each of 128 threads: two 16-byte accesses in 16-bit dtypes
-WARPS = warps_of(Block(TILE, warps=4))
-CHANNELS, POINTS = 64, 1024  # the most columns of a tile: channels of rows, points of planes
 PROGRAMS = 1024  # that a reduction is split into, where there is the work for them
 FEWEST_TILES, MOST_TILES = 4, 64  # of a program of a reduction; beyond the most, Σ (x - K)² could lose digits
 SPLITS_AT_ONCE, CHANNELS_AT_ONCE = 256, 8  # of the kernels that add up splits

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch
 from .cast import cast
 from .launch import device_of
 from .loss import finish
@@ -229,8 +230,8 @@ def _nll_backward(
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-# Not yet measured on a GPU.
-NLL_BLOCK = 512
+NLL = launch.only_block("nll")
+NLL_BLOCK = NLL.columns
 TILE_OF_TWO = TILE // 2
 """Elements of a tile where two tensors are read: larger ones spill registers."""
 
@@ -352,7 +353,7 @@ def nll_forward(
     with device_of(x):
         _nll_forward[(programs,)](
             x, t, w, loss, part, rows.positions, rows.K, rows.inner, ignore_index, w is not None, none, NLL_BLOCK,
-            num_warps=4,
+            num_warps=launch.warps_of(NLL),
         )  # fmt: skip
     reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
     return loss if none else reduced, total

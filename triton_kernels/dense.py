@@ -26,7 +26,7 @@ from . import activation as act
 from . import random
 from .cast import IN_INTERPRETER, cast
 from .elementwise import _dropout, _pair
-from .launch import Block, device_of, is_wide, warps_of
+from .launch import Block, device_of, is_wide, only_block, warps_of
 
 __all__ = ["choose", "forward", "input_precision", "using"]
 
@@ -125,12 +125,9 @@ GROUP = 8
 
 
 def blocks(dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Rows, columns and depth of a tile, and warps. A function of the dtype alone: see batch-invariant mode.
-
-    Not yet measured on a GPU. float32 has smaller tiles, because without TF32 its products run outside the tensor
-    cores and their operands lie in registers.
-    """
-    return (64, 64, 32, 4) if dtype == torch.float32 else (128, 64, 64, 8)
+    """Rows, columns and depth of a tile, and warps. A function of the dtype alone: see batch-invariant mode."""
+    block = only_block("dense float32" if dtype == torch.float32 else "dense 16-bit")
+    return block.rows, block.columns, block.depth, block.warps
 
 
 def forward(

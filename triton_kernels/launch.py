@@ -17,7 +17,7 @@ from torch import Tensor
 from . import tuning
 from .tuning import INTERPRETED
 
-__all__ = ["INTERPRETED", "TABLE", "Block", "block_for", "device_of", "grid_of", "is_wide", "warps_of"]
+__all__ = ["INTERPRETED", "TABLE", "Block", "block_for", "device_of", "grid_of", "is_wide", "only_block", "warps_of"]
 
 MOST_PROGRAMS = 2**31 - 1
 """What a grid's first dimension holds. The second and third hold 65,535, so kernels count along the first alone."""
@@ -33,6 +33,8 @@ class Block:
     """Rows of a tile."""
     warps: int = 4
     """Warps of 32 threads: see :func:`warps_of`."""
+    depth: int = 1
+    """Terms of a product that a step adds up."""
     measured: str = "not measured"
     """Device, and share of its copy rate, where somebody measured it."""
 
@@ -60,7 +62,31 @@ TABLE: dict[str, tuple[ShapeClass, ...]] = {
     "elementwise bias": (
         ShapeClass("any", EVERYTHING, (Block(64, 16), Block(64, 32, 8), Block(128, 8), Block(128, 16, 8))),
     ),
+    # The families below read their block when they are imported, so that a reduction's order is one for all sizes.
+    # 16 elements of each of 128 threads: channels of rows, or points of planes.
+    "batch norm rows": (ShapeClass("any", EVERYTHING, (Block(64, 32),)),),
+    "batch norm planes": (ShapeClass("any", EVERYTHING, (Block(1024, 2),)),),
+    # Sizes are classes of a row. Up to the first it stays in registers, 32 elements a thread.
+    "softmax": (
+        ShapeClass("whole row", 16384 + 1, (Block(16384, warps=16),)),
+        ShapeClass("long row", EVERYTHING, (Block(4096),)),
+    ),
+    # Positions next to each other where classes are strided: 64 bytes in 16-bit dtypes.
+    "softmax strided": (ShapeClass("any", EVERYTHING, (Block(128, 32),)),),
+    "nll": (ShapeClass("any", EVERYTHING, (Block(512),)),),
+    "loss": (ShapeClass("any", EVERYTHING, (Block(1024),)),),
+    "penalty": (ShapeClass("any", EVERYTHING, (Block(4096),)),),
+    # 128 x 128 spills registers with dropout. float32 without TF32 runs outside the tensor cores, from registers.
+    "dense 16-bit": (ShapeClass("any", EVERYTHING, (Block(64, 128, 8, depth=64),)),),
+    "dense float32": (ShapeClass("any", EVERYTHING, (Block(64, 64, 4, depth=32),)),),
+    # Columns are the network's widths.
+    "mlp": (ShapeClass("any", EVERYTHING, (Block(64, 32),)),),
 }
+
+
+def only_block(family: str, shape: str = "any") -> Block:
+    """The block of a class, for a family that reads it when it is imported."""
+    return next(c.blocks[0] for c in TABLE[family] if c.name == shape)
 
 
 def block_for(

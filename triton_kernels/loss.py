@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .activation import log1p_unit
 from .cast import cast
-from .launch import Block, device_of, is_wide, warps_of
+from .launch import device_of, is_wide, only_block, warps_of
 
 __all__ = ["backward", "finish", "forward"]
 
@@ -198,10 +198,10 @@ def _finish(
         tl.store(LOSS, cast(loss.to(tl.float32), LOSS.dtype.element_ty))
 
 
-# Not yet measured on a GPU.
-BLOCK = 1024
-WARPS = warps_of(Block(BLOCK, warps=4))
+BLOCK = only_block("loss").columns
+WARPS = warps_of(only_block("loss"))
 """8 elements a thread: 16-byte accesses in 16-bit dtypes."""
+# Not yet measured on a GPU.
 PROGRAMS = 2048
 """About so many programs share a long sum."""
 CHUNK = 8192

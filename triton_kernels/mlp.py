@@ -22,7 +22,7 @@ from . import activation as act
 from .cast import IN_INTERPRETER, cast
 from .dense import input_precision
 from .elementwise import _pair, _times
-from .launch import Block, device_of, warps_of
+from .launch import Block, device_of, only_block, warps_of
 
 __all__ = ["backward", "fits", "forward"]
 
@@ -151,9 +151,9 @@ def _backward(
         tl.debug_barrier()  # the next step's threads read what this one's wrote
 
 
-ROWS = 32
+ROWS = only_block("mlp").rows
 PROGRAMS = 512
-"""At most so many partial sums in backward. Not measured on a GPU, neither is ROWS."""
+"""At most so many partial sums in backward. Not measured on a GPU."""
 
 
 def _block(*sizes: int, backward: bool, float32: bool) -> Block:

@@ -138,13 +138,12 @@ def _backward(
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-# Not yet measured on a GPU.
-WHOLE_ROW = 16384
-"""The longest row that is kept in registers: 32 elements a thread with 16 warps."""
-TILE = 4096
+WHOLE_ROW = launch.only_block("softmax", "whole row").columns
+"""The longest row that is kept in registers."""
+TILE = launch.only_block("softmax", "long row").columns
 """Elements of a tile where rows are short, or are taken in several blocks."""
-NEIGHBOURS = 32
-"""Positions of a tile where classes are strided: 64 bytes next to each other in 16-bit dtypes."""
+NEIGHBOURS = launch.only_block("softmax strided").rows
+"""Positions of a tile where classes are strided."""
 
 
 @dataclass(frozen=True)
