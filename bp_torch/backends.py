@@ -173,7 +173,9 @@ def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
     if not first.is_cuda and not (first.device.type == "cpu" and _package.INTERPRETED):
         return f"the tensors are on {first.device.type} (on the CPU, TRITON_INTERPRET=1 before the first use allows it)"
     for t in tensors:
-        if t is not None and t.is_floating_point() and t.dtype not in DTYPES:
+        # What is computed on, and every other number; integers beside it are seeds and classes.
+        number = t is first or (t is not None and (t.is_floating_point() or t.is_complex()))
+        if t is not None and number and t.dtype not in DTYPES:
             return f"there are no {str(t.dtype).removeprefix('torch.')} kernels"
         if t is not None and t.device != first.device:
             return "the tensors are on different devices"

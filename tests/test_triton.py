@@ -226,6 +226,18 @@ def test_one_warning_says_why_triton_does_not_run() -> None:
             bpF.relu(x)
 
 
+@pytest.mark.filterwarnings("ignore:bp_torch.+was asked for:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64], ids=str)
+def test_complex_and_integer_tensors_get_torchs_answers(dtype: torch.dtype) -> None:
+    x = (3 * torch.randn(6, device=DEVICE)).to(dtype)
+    with bp_torch.backend("triton"):
+        torch.testing.assert_close(bpF.tanh(x), torch.tanh(x))
+        if DEVICE == "cpu" or dtype.is_complex:  # CUDA has no product of integers
+            torch.testing.assert_close(bpF.linear(x, torch.ones(2, 6).to(x)), torch.ones(2, 6).to(x) @ x)
+        if dtype.is_complex:
+            assert bpF.dropout(x, 0.5).dtype == dtype
+
+
 def test_import_needs_no_triton_and_does_not_load_it() -> None:
     for code in (
         "import sys; sys.modules['triton'] = None; import torch, bp_torch; bp_torch.nn.ReLU()(torch.ones(2))",
