@@ -41,7 +41,7 @@ types: $(STAMP)
 
 # One thread for each worker: the workers already fill the cores.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts docs/contracts.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts=docs/contracts.md
 
 # In the interpreter nothing would be compiled.
 kernels: $(STAMP)
