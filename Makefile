@@ -17,7 +17,7 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[recipes,datasets,docs,dev]'
 	touch $@
 
 install: $(STAMP)

@@ -21,7 +21,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import ConfigError, report
-from .baselines import classification_baselines
 from .callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -31,8 +30,8 @@ from .callbacks import (
     History,
     stop_reason,
 )
-from .data import ArrayData
-from .modules import Classifier, parameter_groups
+from .data import Data
+from .modules import Task, parameter_groups
 from .runs import find_checkpoint, new_run, run_of
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -41,13 +40,15 @@ CONFIGS = Path(__file__).parent / "configs"
 class RecipeCLI(LightningCLI):
     """The parser and the run. `default_root_dir` names the folder of all runs; each run gets its own inside it."""
 
-    datamodule: ArrayData
+    model: Task
+    datamodule: Data
+    outcome: report.Outcome | None = None
 
     def __init__(self, arguments: list[str]) -> None:
         self.command = shlex.join(["bp-torch", *arguments])
         super().__init__(
-            Classifier,
-            ArrayData,
+            Task,
+            Data,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
@@ -108,7 +109,8 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose `default_root_dir` is the folder of this run. A new one is made, if all else is in order."""
         check_optimizer(self.model)
-        check_network(self.model, self.datamodule)
+        self.datamodule.setup("fit")
+        self.model.check(self.datamodule)
         if self.checkpoint is not None:
             check_fits(self.checkpoint, self.model, str(self.settings.ckpt_path))
         given = self._get(self.config_init, "trainer")
@@ -164,46 +166,47 @@ class RecipeCLI(LightningCLI):
             raise ConfigError(f"checkpoints.monitor: {checkpoints.monitor} was never a finite number; {reason}")
         common: dict[str, Any] = {"ckpt_path": checkpoints.best_model_path, "weights_only": True}
         tested = self.trainer.test(self.model, self.datamodule, verbose=False, **common)[0]
-        outcome = report.Outcome(
+        test = {name.removeprefix("test_"): value for name, value in tested.items()}
+        outputs = self.outputs(model=self.model, datamodule=self.datamodule, **common)
+        self.outcome = report.Outcome(
             run=self.run,
             command=self.command,
             history=history,
             best_epoch=best_epoch,
             reason=reason,
             parameters=sum(p.numel() for p in self.model.parameters()),
-            test={name.removeprefix("test_"): value for name, value in tested.items()},
-            baselines=classification_baselines(self.datamodule) if self.settings.baselines else {},
-            logits=self.logits(model=self.model, datamodule=self.datamodule, **common),
+            test=test | self.model.test_metrics(outputs, self.datamodule),
+            baselines=self.datamodule.baselines() if self.settings.baselines else {},
+            outputs=outputs,
+            task=self.model,
             data=self.datamodule,
         )
         if self.settings.report:
-            report.write(outcome)
-        report.show(outcome)
+            report.write(self.outcome)
+        report.show(self.outcome)
 
-    def logits(self, **kwargs: Any) -> torch.Tensor:
+    def outputs(self, **kwargs: Any) -> torch.Tensor:
         batches: Any = self.trainer.predict(**kwargs)
         return torch.cat(batches)
 
     def predict(self, **kwargs: Any) -> None:
         """Write `predictions.csv` into the folder of the checkpoint's run."""
-        probability = self.logits(**kwargs).softmax(1)
-        classes = self.datamodule.classes
+        header, rows = self.model.predictions(self.outputs(**kwargs), self.datamodule)
         path = self.run / "predictions.csv"
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["row", "true", "predicted", *(f"p({name})" for name in classes)])
-            for row, (true, p) in enumerate(zip(self.datamodule.splits["test"][1], probability, strict=True)):
-                table.writerow([row, classes[true], classes[p.argmax()], *(f"{value:.6f}" for value in p)])
-        print(f"{len(probability)} predictions for the test split: {path}")
+            table.writerow(header)
+            table.writerows(rows)
+        print(f"predictions for the test split: {path}")
 
 
-def run(arguments: list[str]) -> None:
-    """Run one subcommand; `ConfigError` says in one line what the user should change."""
+def run(arguments: list[str]) -> report.Outcome | None:
+    """Run one subcommand; `ConfigError` says in one line what the user should change. `fit` returns what came of it."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # lightning 2.6 walks containers by a name that torch 2.13 deprecated
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec.. is deprecated", FutureWarning)
-    RecipeCLI(arguments)
+    return RecipeCLI(arguments).outcome
 
 
 def map_configs(arguments: list[str]) -> list[str]:
@@ -243,7 +246,7 @@ def flatten(settings: Namespace) -> dict[str, Any]:
     return dict(settings.items(branches=False))
 
 
-def check_optimizer(model: Classifier) -> None:
+def check_optimizer(model: Task) -> None:
     """Build optimizer and schedule once, for their refusals."""
     key = "model.init_args.optimizer"
     try:
@@ -253,26 +256,6 @@ def check_optimizer(model: Classifier) -> None:
             model.make_schedule(optimizer)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {error}") from error
-
-
-def check_network(model: Classifier, data: ArrayData) -> None:
-    """Put two rows through the network, for its refusal and for the number of classes."""
-    data.setup("fit")
-    x = data.standardize(data.splits["train"][0][:2])
-    network, training, got = model.network, model.network.training, None
-    try:
-        with torch.no_grad():
-            got = tuple(network.eval()(x.flatten(1)).shape)
-    except (RuntimeError, TypeError, ValueError) as error:
-        features = x.flatten(1).shape[1]
-        raise ConfigError(f"model.init_args.network: the data's rows have {features} features; {error}") from error
-    finally:
-        network.train(training)
-    expected = (2, len(data.classes))
-    if got != expected:
-        raise ConfigError(
-            f"model.init_args.network: two rows of data of {expected[1]} classes should give {expected}, not {got}"
-        )
 
 
 def check_fits(checkpoint: dict[str, Any], model: torch.nn.Module, path: str) -> None:

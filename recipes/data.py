@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,6 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from . import ConfigError
-
-Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Augmentation:
@@ -32,36 +31,100 @@ def derive_seed(*parts: int) -> int:
 class Batches:
     """Mini-batches of tensors that are already in memory, cut by one index operation each.
 
-    Without a seed: every row once, in order. With one: shuffled and augmented, and the order and every random amount
-    are a function of (seed, epoch) alone, so that a resumed run sees the batches that it would have seen.
-    A last batch of a single row is left out of training, because batch norm has no variance over one row.
+    Without a seed: every row once, in order. With one: shuffled, and the order and every random amount are a function
+    of (seed, epoch) alone, so that a resumed run sees the batches that it would have seen. `transform(batch,
+    generator)` makes what the network sees of a batch. A last batch of a single row is left out of training, because
+    batch norm has no variance over one row.
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, batch_size: int, seed: int | None = None, transform: Transform | None = None
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        seed: int | None = None,
+        transform: Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]] | None = None,
     ) -> None:
-        self.x, self.y, self.batch_size, self.seed, self.transform = x, y, batch_size, seed, transform
-        self.epoch = 0
+        self.tensors, self.batch_size, self.seed, self.transform = tuple(tensors), batch_size, seed, transform
+        self.rows, self.epoch = len(tensors[0]), 0
         self.sampler, self.batch_sampler = self, None  # Lightning calls loader.sampler.set_epoch before each epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        rows = len(self.x) - (self.seed is not None and len(self.x) % self.batch_size == 1)
+        rows = self.rows - (self.seed is not None and self.rows % self.batch_size == 1)
         return -(-rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator, order = torch.Generator(), torch.arange(len(self.x))
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        generator, order = torch.Generator(), torch.arange(self.rows)
         if self.seed is not None:
             generator.manual_seed(derive_seed(self.seed, self.epoch))
-            order = torch.randperm(len(self.x), generator=generator)
+            order = torch.randperm(self.rows, generator=generator)
         for rows in order.split(self.batch_size)[: len(self)]:
-            x = self.x[rows]
-            yield x if self.transform is None else self.transform(x, generator), self.y[rows]
+            batch = tuple(t[rows] for t in self.tensors)
+            yield batch if self.transform is None else self.transform(batch, generator)
 
 
-class ArrayData(LightningDataModule):
+class Data(LightningDataModule):
+    """What every recipe's data offers. `setup` fills `splits`: train, val and test, each a tuple of tensors.
+
+    The splits hold what was recorded, a row of each tensor for each row of the data. Loaders give batches as the
+    network sees them, which `prepare` makes of the recorded rows. Everything random comes from `seed`.
+    """
+
+    seed: int
+    batch_size: int
+    classes: Sequence[str] = ()
+    """Names of the classes; empty for regression."""
+    target_mean: float | Tensor = 0.0
+    target_scale: float | Tensor = 1.0
+    """Targets are (recorded - target_mean) / target_scale."""
+    splits: dict[str, tuple[Tensor, ...]]
+
+    def setup(self, stage: str) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define setup(stage)")
+
+    def prepare(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """A batch as the network sees it, of recorded rows."""
+        return tensors
+
+    def example(self, rows: int) -> tuple[Tensor, ...]:
+        """The first rows of the training split, as the network sees them."""
+        return self.prepare(*(t[:rows] for t in self.splits["train"]))
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Test metrics of other people's models, fitted on the training split, by the model's name."""
+        return {}
+
+    def in_order(self, split: str) -> Batches:
+        """Every row of a split once, in order."""
+        return Batches(self.prepare(*self.splits[split]), max(self.batch_size, 256))
+
+    def train_dataloader(self) -> Any:
+        return Batches(self.splits["train"], self.batch_size, self.seed, lambda batch, generator: self.prepare(*batch))
+
+    def val_dataloader(self) -> Any:
+        return self.in_order("val")
+
+    def test_dataloader(self) -> Any:
+        return self.in_order("test")
+
+    def predict_dataloader(self) -> Any:
+        return self.in_order("test")
+
+    def state_dict(self) -> dict[str, object]:
+        """What a checkpoint must keep to refuse another split."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        if state["seed"] != self.seed:  # another split: rows that were trained on would stand in the test split
+            raise ConfigError(
+                f"seed_everything: the checkpoint was trained on the split of seed {state['seed']}, this run has "
+                f"{self.seed}; add --seed_everything {state['seed']}"
+            )
+
+
+class ArrayData(Data):
     """A classification data set that fits in memory. Subclasses say only where the arrays come from: `load`.
 
     The split is stratified by class and seeded. Standardization is x̂ = (x - mean) / deviation for each feature
@@ -75,8 +138,6 @@ class ArrayData(LightningDataModule):
         augment: called as augment(x, generator) on each training batch; None leaves the batches as they are.
         seed: governs split, order and augmentation; None takes the number last given to `torch.manual_seed`.
     """
-
-    classes: Sequence[str]
 
     def __init__(
         self,
@@ -97,7 +158,7 @@ class ArrayData(LightningDataModule):
         self.batch_size, self.val_fraction, self.test_fraction = batch_size, val_fraction, test_fraction
         self.augment = augment
         self.seed = torch.initial_seed() if seed is None else seed
-        self.splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self.splits = {}
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows as they were recorded, (N, feature or channel, ...), and their classes (N,), 0 to classes - 1."""
@@ -124,35 +185,25 @@ class ArrayData(LightningDataModule):
         """(x - mean) / deviation, by the training split's statistics."""
         return (x - self.mean) / self.deviation
 
+    def prepare(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, *rest = tensors
+        return self.standardize(x), *rest
+
     def train_dataloader(self) -> Batches:
-        def transform(x: Tensor, generator: torch.Generator) -> Tensor:
-            return self.standardize(x if self.augment is None else self.augment(x, generator))
+        def transform(batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+            x, *rest = batch
+            return self.prepare(x if self.augment is None else self.augment(x, generator), *rest)
 
-        return Batches(*self.splits["train"], self.batch_size, self.seed, transform)
+        return Batches(self.splits["train"], self.batch_size, self.seed, transform)
 
-    def _in_order(self, split: str) -> Batches:
-        x, y = self.splits[split]
-        return Batches(self.standardize(x), y, max(self.batch_size, 256))
+    def baselines(self) -> dict[str, dict[str, float]]:
+        from .baselines import classification_baselines
 
-    def val_dataloader(self) -> Batches:
-        return self._in_order("val")
-
-    def test_dataloader(self) -> Batches:
-        return self._in_order("test")
-
-    def predict_dataloader(self) -> Batches:
-        return self._in_order("test")
+        return classification_baselines(self)
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint must keep to standardize new rows, and to refuse another split."""
-        return {"seed": self.seed, "mean": self.mean, "deviation": self.deviation}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        if state["seed"] != self.seed:  # another split: rows that were trained on would stand in the test split
-            raise ConfigError(
-                f"seed_everything: the checkpoint was trained on the split of seed {state['seed']}, this run has "
-                f"{self.seed}; add --seed_everything {state['seed']}"
-            )
+        return super().state_dict() | {"mean": self.mean, "deviation": self.deviation}
 
 
 class Digits(ArrayData):

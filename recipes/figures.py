@@ -32,24 +32,26 @@ def _over_epochs(figure: Figure, position: tuple[int, int, int], title: str, yla
 
 
 def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
-    """Loss (log scale) and accuracy of the training and validation splits, with the test result at the best epoch."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    """Each metric of the training and validation splits by epoch, with the test result at the best epoch."""
+    metrics = [name.removeprefix("val_") for name in rows[0] if name.startswith("val_")]
+    metrics = sorted((name for name in metrics if f"train_{name}" in rows[0]), key=lambda name: name != "loss")
+    figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     epochs = [row["epoch"] for row in rows]
-    for place, metric, ylabel in ((1, "loss", "cross-entropy (nats)"), (2, "accuracy", "accuracy")):
-        axes = _over_epochs(figure, (1, 2, place), metric.capitalize(), ylabel)
-        axes.plot(
-            epochs, [row[f"train_{metric}"] for row in rows], color=TRAIN, label="training (augmented, dropout on)"
-        )
-        axes.plot(epochs, [row[f"val_{metric}"] for row in rows], color=VAL, label="validation")
+    for place, metric in enumerate(metrics, 1):
+        axes = _over_epochs(figure, (1, len(metrics), place), metric.capitalize(), metric)
+        train, val = ([row[f"{split}_{metric}"] for row in rows] for split in ("train", "val"))
+        axes.plot(epochs, train, color=TRAIN, label="training (augmentation and dropout on)")
+        axes.plot(epochs, val, color=VAL, label="validation")
         axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
-        value = test[metric]
-        text = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
-        axes.plot(best_epoch, value, "*", color=TEST, markersize=12, label=f"test: {text}", zorder=3)
+        if metric in test:
+            text = f"{test[metric]:.2%}" if metric == "accuracy" else f"{test[metric]:.4f}"
+            axes.plot(best_epoch, test[metric], "*", color=TEST, markersize=12, label=f"test: {text}", zorder=3)
+        if metric == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_ylim(bottom=max(0.0, float(np.quantile(val + train, 0.05)) - 0.02), top=1.005)
+        elif min(val + train) > 0:
+            axes.set_yscale("log")
         axes.legend(frameon=False, fontsize=9)
-    figure.axes[0].set_yscale("log")
-    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    lowest = float(np.quantile([row["val_accuracy"] for row in rows] + [row["train_accuracy"] for row in rows], 0.05))
-    figure.axes[1].set_ylim(bottom=max(0.0, lowest - 0.02), top=1.005)
     return figure
 
 

@@ -1,8 +1,9 @@
-"""The one page of Lightning that every classification recipe shares: what varies is in the YAML files."""
+"""The one page of Lightning that every recipe shares: what varies is in the YAML files, and in a task's loss."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,21 +14,32 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bp_torch import nn
 
+from . import ConfigError
 
-class Classifier(LightningModule):
-    """Softmax cross-entropy over a network's logits.
+if TYPE_CHECKING:
+    from .data import Data
+    from .report import Outcome, Section
 
-        logits = network(x), x flattened to (N, features)    loss = mean over rows of -log softmax(logits)[class]
+Batch = Sequence[Any]
+Metrics = dict[str, Tensor]
+
+
+class Task(LightningModule):
+    """A network, its optimizer and its schedule. A subclass says what the loss is: `loss_and_metrics`.
 
     Args:
-        network: any module from (N, features) to (N, classes), such as `bp_torch.nn.MLP`.
+        network: any module from the first member of a batch to an output, such as `bp_torch.nn.MLP`.
         optimizer: called with the parameters; matrices in one group, biases and norm parameters in a second one that
             is exempt from weight decay.
         schedule: called with the optimizer; None keeps the learning rate.
         interval: whether the schedule advances with each epoch or with each optimizer step.
         monitor: the metric that `ReduceLROnPlateau` watches.
-        label_smoothing: as in `CrossEntropyLoss`; training loss only.
+        penalty: added to the training loss: a module called with the network's matrices, such as
+            `bp_torch.nn.L1Penalty`. Biases and norm parameters are exempt. It is logged apart, as `penalty`.
     """
+
+    formats: ClassVar[dict[str, str]] = {}
+    """How to write each test metric, `format` style, the one that matters most first."""
 
     def __init__(
         self,
@@ -36,41 +48,59 @@ class Classifier(LightningModule):
         schedule: LRSchedulerCallable | None = None,
         interval: Literal["epoch", "step"] = "epoch",
         monitor: str = "val_loss",
-        label_smoothing: float = 0.0,
+        penalty: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         self.network = network
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.interval, self.monitor = interval, monitor
-        self.training_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.loss = nn.CrossEntropyLoss()
+        self.penalty = penalty
+
+    def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The mean loss over a batch, and other numbers to log; `self.training` tells training from measuring."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss_and_metrics(batch)")
+
+    def check(self, data: Data) -> None:
+        """Refuse a network that does not fit the data, by `ConfigError`; called before training, after `data.setup`."""
+
+    def test_metrics(self, outputs: Tensor, data: Data) -> dict[str, float]:
+        """Numbers that need the whole test split at once, from what `predict_step` gave for it."""
+        return {}
+
+    def report_sections(self, outcome: Outcome) -> list[Section]:
+        """What the report says beyond losses, learning rate and gradient norms."""
+        return []
+
+    def predictions(self, outputs: Tensor, data: Data) -> tuple[list[str], Iterable[Sequence[object]]]:
+        """The header and the rows of `predictions.csv`, from what `predict_step` gave for the test split."""
+        raise NotImplementedError(f"{type(self).__name__} must define predictions(outputs, data)")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.flatten(1))
+        return self.network(x)
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        x, y = batch
-        logits = self(x)
-        loss = self.training_loss(logits, y) if self.training else self.loss(logits, y)
-        accuracy = (logits.argmax(1) == y).float().mean()
-        metrics = {f"{stage}_loss": loss, f"{stage}_accuracy": accuracy}
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage == "val", batch_size=len(y))
-        return loss
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._step(batch, "train")
+        if self.penalty is None:
+            return loss
+        penalty = self.penalty(matrices(self.network))
+        self.log("penalty", penalty, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        return loss + penalty
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "test")
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Logits, (N, classes)."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The network's output for a batch."""
         return self(batch[0])
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        loss, metrics = self.loss_and_metrics(batch)
+        named = {f"{stage}_loss": loss} | {f"{stage}_{name}": value for name, value in metrics.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=stage == "val", batch_size=len(batch[0]))
+        return loss
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self))
@@ -90,10 +120,139 @@ class Classifier(LightningModule):
         return {"scheduler": schedule, "interval": "step", "frequency": frequency, "monitor": self.monitor}
 
 
+class Classifier(Task):
+    """Softmax cross-entropy over a network's logits.
+
+        logits = network(x), x flattened to (N, features)    loss = mean over rows of -log softmax(logits)[class]
+
+    Args:
+        label_smoothing: as in `CrossEntropyLoss`; training loss only.
+        The others: as in `Task`.
+    """
+
+    formats: ClassVar[dict[str, str]] = {"accuracy": ".2%", "loss": ".4f"}
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: LRSchedulerCallable | None = None,
+        interval: Literal["epoch", "step"] = "epoch",
+        monitor: str = "val_loss",
+        penalty: torch.nn.Module | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(network, optimizer, schedule, interval, monitor, penalty)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+        self.training_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.loss = nn.CrossEntropyLoss()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, classes)."""
+        return self.network(x.flatten(1))
+
+    def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        x, y = batch
+        logits = self(x)
+        loss = self.training_loss(logits, y) if self.training else self.loss(logits, y)
+        return loss, {"accuracy": (logits.argmax(1) == y).float().mean()}
+
+    def check(self, data: Data) -> None:
+        """Put two rows through the network, for its refusal and for the number of classes."""
+        x = data.example(2)[0]
+        got = output_shape(self, x, f"the data's rows have {x.flatten(1).shape[1]} features")
+        expected = (2, len(data.classes))
+        if got != expected:
+            raise ConfigError(
+                f"model.init_args.network: two rows of data of {expected[1]} classes should give {expected}, not {got}"
+            )
+
+    def report_sections(self, outcome: Outcome) -> list[Section]:
+        from .report import classification_sections
+
+        return classification_sections(outcome)
+
+    def predictions(self, outputs: Tensor, data: Data) -> tuple[list[str], Iterable[Sequence[object]]]:
+        classes, probability = data.classes, outputs.softmax(1)
+        header = ["row", "true", "predicted", *(f"p({name})" for name in classes)]
+        return header, (
+            [row, classes[true], classes[p.argmax()], *(f"{value:.6f}" for value in p)]
+            for row, (true, p) in enumerate(zip(data.splits["test"][1], probability, strict=True))
+        )
+
+
+class Regressor(Task):
+    """Mean squared error of a network's linear output.
+
+        ŷ = network(x), x flattened to (N, features)    loss = mean of (ŷ - y)²
+
+    The targets y are (N,) or (N, outputs). If the data standardizes them (`data.target_scale`), losses are of the
+    standardized targets, and `rmse` is in the units of the data.
+
+    Args: as in `Task`.
+    """
+
+    formats: ClassVar[dict[str, str]] = {"rmse": ".4f", "loss": ".4f"}
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: LRSchedulerCallable | None = None,
+        interval: Literal["epoch", "step"] = "epoch",
+        monitor: str = "val_loss",
+        penalty: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__(network, optimizer, schedule, interval, monitor, penalty)
+        self.loss = nn.MSELoss()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.flatten(1))
+
+    def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        x, y = batch
+        return self.loss(self(x).reshape(y.shape), y), {}
+
+    def check(self, data: Data) -> None:
+        x, y = data.example(2)[:2]
+        got = output_shape(self, x, f"the data's rows have {x.flatten(1).shape[1]} features")
+        expected = tuple(y.reshape(2, -1).shape)
+        if got != expected:
+            raise ConfigError(f"model.init_args.network: two rows of data should give {expected}, not {got}")
+
+    def test_metrics(self, outputs: Tensor, data: Data) -> dict[str, float]:
+        y = data.splits["test"][1]
+        return {"rmse": float((outputs.reshape(y.shape) - y).square().mean().sqrt() * data.target_scale)}
+
+    def predictions(self, outputs: Tensor, data: Data) -> tuple[list[str], Iterable[Sequence[object]]]:
+        y = data.splits["test"][1]
+        true, predicted = (t.reshape(len(y), -1) * data.target_scale + data.target_mean for t in (y, outputs))
+        names = [""] if true.shape[1] == 1 else [f"_{i}" for i in range(true.shape[1])]
+        header = ["row", *(f"true{name}" for name in names), *(f"predicted{name}" for name in names)]
+        return header, ([i, *t.tolist(), *p.tolist()] for i, (t, p) in enumerate(zip(true, predicted, strict=True)))
+
+
+def output_shape(task: Task, x: Tensor, about: str) -> tuple[int, ...]:
+    """The shape of the task's output for x in evaluation mode; a refusal becomes a ConfigError that says `about`."""
+    training = task.network.training
+    try:
+        with torch.no_grad():
+            task.network.eval()
+            return tuple(task(x).shape)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"model.init_args.network: {about}; {error}") from error
+    finally:
+        task.network.train(training)
+
+
+def matrices(module: torch.nn.Module) -> list[Tensor]:
+    """The parameters that penalties and weight decay act on: those of two or more dimensions."""
+    return [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+
+
 def parameter_groups(module: torch.nn.Module) -> list[dict[str, Any]]:
     """Parameters in two groups: matrices, and biases with norm scales, which weight decay leaves alone."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices(module)}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

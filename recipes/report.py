@@ -14,14 +14,26 @@ from rich.table import Table
 from torch import Tensor
 
 from . import figures
-from .data import ArrayData
+from .data import Data
+from .modules import Task
 
 FILES = ("report.md", "metrics.csv", "config.yaml", "checkpoints/best.ckpt", "tensorboard")
 
 
 @dataclass
+class Section:
+    """A part of a report: a figure, lines of Markdown, or both."""
+
+    name: str
+    """Of the figure's file."""
+    title: str
+    figure: Figure | None = None
+    text: Sequence[str] = ()
+
+
+@dataclass
 class Outcome:
-    """All that a report says about a run of a classifier."""
+    """All that a report says about a run."""
 
     run: Path
     command: str
@@ -31,8 +43,10 @@ class Outcome:
     parameters: int
     test: dict[str, float]
     baselines: dict[str, dict[str, float]]
-    logits: Tensor
-    data: ArrayData
+    outputs: Tensor
+    """What `predict_step` gave for the test split."""
+    task: Task
+    data: Data
 
     @property
     def seconds(self) -> float:
@@ -40,13 +54,13 @@ class Outcome:
 
     @property
     def results(self) -> dict[str, dict[str, float]]:
-        """Accuracy and loss on the test split: this run's first, then each baseline's."""
+        """The metrics on the test split: this run's first, then each baseline's."""
         return {"this run, best checkpoint": self.test} | self.baselines
 
     @property
     def facts(self) -> dict[str, str]:
         """What else to know, in the order in which it is told."""
-        rows = {name: len(y) for name, (_, y) in self.data.splits.items()}
+        rows = {name: len(tensors[0]) for name, tensors in self.data.splits.items()}
         return {
             "epochs run": f"{len(self.history)}, the best was {self.best_epoch}",
             "why it stopped": self.reason,
@@ -58,12 +72,18 @@ class Outcome:
         }
 
 
+def cells(outcome: Outcome, scores: dict[str, float]) -> list[str]:
+    """The metrics of one line of the table of results, as text."""
+    return [format(scores[name], style) if name in scores else "" for name, style in outcome.task.formats.items()]
+
+
 def show(outcome: Outcome, console: Console | None = None) -> None:
     """Print the results and the facts."""
     console = console or Console()
-    results = Table("", "test accuracy", "test loss", title="Results", title_justify="left")
+    names = [f"test {name}" for name in outcome.task.formats]
+    results = Table("", *names, title="Results", title_justify="left")
     for name, scores in outcome.results.items():
-        results.add_row(name, f"{scores['accuracy']:.2%}", f"{scores['loss']:.4f}")
+        results.add_row(name, *cells(outcome, scores))
     facts = Table.grid(padding=(0, 2))
     for name, fact in outcome.facts.items():
         facts.add_row(name, fact)
@@ -72,27 +92,38 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
 
 def write(outcome: Outcome) -> Path:
     """Write `report.md` and `figures/*.png` into the folder of the run; return the report's path."""
-    predicted = outcome.logits.argmax(1)
-    x, y = outcome.data.splits["test"]
-    mistakes = Mistakes(outcome.data.classes, y, predicted, outcome.logits.softmax(1))
-    drawn: dict[str, tuple[str, Figure]] = {
-        "curves": ("Loss and accuracy", figures.curves(outcome.history, outcome.best_epoch, outcome.test)),
-        "learning_rate": ("Learning rate", figures.learning_rate(outcome.history)),
-    }
+    sections = [
+        Section("curves", "Training", figures.curves(outcome.history, outcome.best_epoch, outcome.test)),
+        Section("learning_rate", "Learning rate", figures.learning_rate(outcome.history)),
+    ]
     if any(name.startswith("grad_norm/") for name in outcome.history[0]):
-        drawn["gradient_norms"] = ("Gradient norm by layer", figures.gradient_norms(outcome.history))
-    drawn["confusion"] = ("Confusion matrix", figures.confusion(mistakes.confusion(), outcome.data.classes))
-    if x.ndim == 4:
-        images = x[mistakes.rows].mean(1).numpy()
-        drawn["misclassified"] = ("Misclassified", figures.misclassified(images, mistakes.captions()))
+        norms = figures.gradient_norms(outcome.history)
+        sections.append(Section("gradient_norms", "Gradient norm by layer", norms))
+    sections += outcome.task.report_sections(outcome)
 
     folder = outcome.run / "figures"
     folder.mkdir(exist_ok=True)
-    for name, (_, figure) in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+    for section in sections:
+        if section.figure is not None:
+            section.figure.savefig(folder / f"{section.name}.png", dpi=150)
     report = outcome.run / "report.md"
-    report.write_text(_markdown(outcome, mistakes, {name: title for name, (title, _) in drawn.items()}), "utf-8")
+    report.write_text(_markdown(outcome, sections), "utf-8")
     return report
+
+
+def classification_sections(outcome: Outcome) -> list[Section]:
+    """The confusion matrix, and the rows whose class was not the predicted one; images are shown."""
+    x, y = outcome.data.splits["test"][:2]
+    probability = outcome.outputs.softmax(1)
+    mistakes = Mistakes(outcome.data.classes, y, probability.argmax(1), probability)
+    confusion = figures.confusion(mistakes.confusion(), outcome.data.classes)
+    sections = [Section("confusion", "Confusion matrix", confusion)]
+    figure = None
+    if x.ndim == 4:
+        figure = figures.misclassified(x[mistakes.rows].mean(1).numpy(), mistakes.captions())
+    if figure is not None or mistakes.rows.numel():
+        sections.append(Section("misclassified", "Misclassified", figure, mistakes.markdown()))
+    return sections
 
 
 class Mistakes:
@@ -114,18 +145,26 @@ class Mistakes:
     def captions(self) -> list[str]:
         return [f"{true}, read as {said}\n(p = {p:.2f})" for _, true, said, p in self.table()]
 
+    def markdown(self, shown: int = 100) -> list[str]:
+        if not (table := self.table()):
+            return []
+        lines = ["| row of the test split | true | predicted | its probability |", "|---|---|---|---|"]
+        lines += [f"| {i} | {true} | {said} | {p:.3f} |" for i, true, said, p in table[:shown]]
+        return [*lines, *([f"\nThe first {shown} of {len(table)}."] if len(table) > shown else [])]
 
-def _markdown(outcome: Outcome, mistakes: Mistakes, drawn: dict[str, str]) -> str:
+
+def _markdown(outcome: Outcome, sections: Sequence[Section]) -> str:
+    names = list(outcome.task.formats)
     lines = [f"# {outcome.run.parent.name}, {outcome.run.name}", "", "```", outcome.command, "```", ""]
-    lines += ["| | test accuracy | test loss |", "|---|---|---|"]
+    lines += ["| | " + " | ".join(f"test {name}" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, scores in outcome.results.items():
-        lines.append(f"| {name} | {scores['accuracy']:.2%} | {scores['loss']:.4f} |")
+        lines.append(f"| {name} | " + " | ".join(cells(outcome, scores)) + " |")
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {name} | {fact} |" for name, fact in outcome.facts.items()]
     lines += ["", "All settings are in `config.yaml`, each epoch's numbers in `metrics.csv`.", ""]
-    for name, title in drawn.items():
-        lines += [f"## {title}", "", f"![{title}](figures/{name}.png)", ""]
-    if table := mistakes.table():
-        lines += ["| row of the test split | true | predicted | its probability |", "|---|---|---|---|"]
-        lines += [f"| {i} | {true} | {said} | {p:.3f} |" for i, true, said, p in table] + [""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        if section.figure is not None:
+            lines += [f"![{section.title}](figures/{section.name}.png)", ""]
+        lines += [*section.text, *([""] if section.text else [])]
     return "\n".join(lines)

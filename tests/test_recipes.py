@@ -24,6 +24,8 @@ from bp_torch.recipes.data import Batches, Digits
 from bp_torch.recipes.modules import Classifier, parameter_groups
 from bp_torch.recipes.runs import find_checkpoint, new_run, run_of, versions
 
+ONE_BACKEND = "data, augmentation, callbacks and reports; test_convergence.py trains on both"
+
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
@@ -94,11 +96,12 @@ def test_a_constant_feature_stays_finite() -> None:
 def test_batches_are_a_function_of_seed_and_epoch() -> None:
     x, y = torch.arange(10.0)[:, None], torch.arange(10)
 
-    def noise(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return x + torch.rand(x.shape, generator=generator)
+    def noise(batch: tuple[torch.Tensor, ...], generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x, y = batch
+        return x + torch.rand(x.shape, generator=generator), y
 
     def epoch(seed: int, number: int) -> list[torch.Tensor]:
-        batches = Batches(x, y, 4, seed, noise)
+        batches = Batches([x, y], 4, seed, noise)
         batches.set_epoch(number)
         torch.rand(number + 1)  # what the global generator does must not matter
         seen = list(batches)
@@ -114,8 +117,8 @@ def test_batches_are_a_function_of_seed_and_epoch() -> None:
 
 def test_no_training_batch_has_a_single_row() -> None:
     x = torch.arange(9.0)[:, None]
-    assert [len(x) for x, _ in Batches(x, x, 4, seed=0)] == [4, 4]
-    in_order = Batches(x, x, 4)
+    assert [len(x) for x, _ in Batches([x, x], 4, seed=0)] == [4, 4]
+    in_order = Batches([x, x], 4)
     assert [len(x) for x, _ in in_order] == [4, 4, 1]
     assert torch.cat([x for x, _ in in_order]).equal(x)
 

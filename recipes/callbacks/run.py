@@ -1,4 +1,4 @@
-"""Callbacks for any Lightning Trainer. Files go under the trainer's `default_root_dir`, the folder of the run."""
+"""What a run needs to be repeatable, resumable and told afterwards."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from . import ConfigError
-from .data import derive_seed
+from .. import ConfigError
+from ..data import derive_seed
 
 
 def replace_file(path: Path, write: Any) -> None:

@@ -1,0 +1,1 @@
+"""Side-by-side experiments: `bp-torch study NAME`."""
