@@ -10,6 +10,7 @@ RECIPES = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
     "predict": "write a checkpoint's predictions for the test split",
+    "repeat": "fit for several seeds or folds, and tell the spread beside the baselines",
 }
 
 USAGE = """\
@@ -42,13 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in RECIPES:
         return fail(f"{command!r} is not a command; choose from {', '.join(RECIPES)}")
     try:
-        from bp_torch.recipes import cli
+        from bp_torch.recipes import cli, repeat
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.split(".")[0] == "bp_torch":
             raise
         return fail(f"{command} needs {missing.name}, which is not installed: pip install 'bp-torch[recipes]'")
     try:
-        cli.run(arguments)
+        if command == "repeat":
+            repeat.run(arguments[1:])
+        else:
+            cli.run(arguments)
     except cli.ConfigError as error:
         return fail(str(error))
     return 0
