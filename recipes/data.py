@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 from torch import Tensor
 
 from . import ConfigError
@@ -127,16 +127,23 @@ class Data(LightningDataModule):
 class ArrayData(Data):
     """A classification data set that fits in memory. Subclasses say only where the arrays come from: `load`.
 
-    The split is stratified by class and seeded. Standardization is x̂ = (x - mean) / deviation for each feature
-    (dimension 1: a column of a table, a channel of images), with both taken from the training split alone; a feature
-    that never varies there keeps deviation 1. Augmentation is applied to training batches only, before
-    standardization, so that what it shifts in from outside an image is background.
+    The split is stratified by class and seeded. Rows of one group (such as one person's recordings), if `load` names
+    groups, are never in two of its parts; the parts' sizes are then as near to the fractions as whole groups allow.
+    With `folds` the test split is one of that many equal parts, the `fold`-th, and `test_fraction` is not used: runs
+    that differ in `fold` alone test each row once.
+
+    Standardization is x̂ = (x - mean) / deviation for each feature (dimension 1: a column of a table, a channel of
+    images), with both taken from the training split alone; a feature that never varies there keeps deviation 1.
+    Augmentation is applied to training batches only, before standardization, so that what it shifts in from outside
+    an image is background.
 
     Args:
         batch_size: rows in a mini-batch; ≥ 2.
         val_fraction, test_fraction: shares of all rows, each in (0, 1), together below 1.
         augment: called as augment(x, generator) on each training batch; None leaves the batches as they are.
         seed: governs split, order and augmentation; None takes the number last given to `torch.manual_seed`.
+        folds: 0, or the number of parts of a k-fold split; ≥ 2.
+        fold: which of them is tested; 0 to folds - 1.
     """
 
     def __init__(
@@ -146,6 +153,8 @@ class ArrayData(Data):
         test_fraction: float = 0.2,
         augment: Augmentation | None = None,
         seed: int | None = None,
+        folds: int = 0,
+        fold: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 2:
@@ -153,33 +162,51 @@ class ArrayData(Data):
         for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < share < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {share}")
-        if val_fraction + test_fraction >= 1:
+        if not folds and val_fraction + test_fraction >= 1:
             raise ValueError(f"val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}")
+        if folds < 0 or folds == 1:
+            raise ValueError(f"folds must be 0, or at least 2, got {folds}")
+        if not 0 <= fold < max(folds, 1):
+            raise ValueError(f"fold must be at least 0 and below folds = {folds}, got {fold}")
+        if folds and val_fraction + 1 / folds >= 1:
+            raise ValueError(f"val_fraction must be below 1 - 1 / folds = {1 - 1 / folds:.3g}, got {val_fraction}")
         self.batch_size, self.val_fraction, self.test_fraction = batch_size, val_fraction, test_fraction
-        self.augment = augment
+        self.folds, self.fold, self.augment = folds, fold, augment
         self.seed = torch.initial_seed() if seed is None else seed
         self.splits = {}
 
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """All rows as they were recorded, (N, feature or channel, ...), and their classes (N,), 0 to classes - 1."""
+    def load(self) -> tuple[np.ndarray, ...]:
+        """All rows as they were recorded, (N, feature or channel, ...), and their classes (N,), 0 to classes - 1.
+
+        A third array (N,) may name the group of each row.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define load()")
 
     def setup(self, stage: str) -> None:
         """Split, and measure the training split. The splits hold recorded values; batches are standardized."""
         if self.splits:
             return
-        x, y = self.load()
-        seed = derive_seed(self.seed) % 2**32
-        rows, test = train_test_split(np.arange(len(y)), test_size=self.test_fraction, stratify=y, random_state=seed)
-        share = self.val_fraction / (1 - self.test_fraction)
-        train, val = train_test_split(rows, test_size=share, stratify=y[rows], random_state=seed)
-        for name, index in (("train", train), ("val", val), ("test", test)):
+        x, y, *groups = self.load()
+        for name, index in self.split(y, *groups).items():
             self.splits[name] = torch.tensor(x[index], dtype=torch.float32), torch.tensor(y[index], dtype=torch.int64)
         x_train = self.splits["train"][0]
         over = [d for d in range(x_train.ndim) if d != 1]
         self.mean = x_train.mean(over, keepdim=True)
         deviation = x_train.std(over, keepdim=True, correction=0)
         self.deviation = torch.where(deviation > 0, deviation, 1.0)
+
+    def split(self, y: np.ndarray, groups: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The rows of each split, from the rows' classes and groups."""
+        seed = derive_seed(self.seed) % 2**32
+        rows = np.arange(len(y))
+        if self.folds:
+            test = fold_of(rows, y, groups, self.folds, self.fold, seed)
+            rows, taken = np.setdiff1d(rows, test), 1 / self.folds
+        else:
+            rows, test = part(rows, y, groups, self.test_fraction, seed)
+            taken = self.test_fraction
+        train, val = part(rows, y, groups, self.val_fraction / (1 - taken), seed)
+        return {"train": train, "val": val, "test": test}
 
     def standardize(self, x: Tensor) -> Tensor:
         """(x - mean) / deviation, by the training split's statistics."""
@@ -203,7 +230,40 @@ class ArrayData(Data):
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint must keep to standardize new rows, and to refuse another split."""
-        return super().state_dict() | {"mean": self.mean, "deviation": self.deviation}
+        split = {"folds": self.folds, "fold": self.fold}
+        return super().state_dict() | {"mean": self.mean, "deviation": self.deviation} | split
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        super().load_state_dict(state)
+        for name in ("folds", "fold"):
+            if state.get(name, 0) != getattr(self, name):
+                raise ConfigError(
+                    f"data.init_args.{name}: the checkpoint was trained with {state.get(name, 0)}, this run has "
+                    f"{getattr(self, name)}"
+                )
+
+
+def fold_of(
+    rows: np.ndarray, y: np.ndarray, groups: np.ndarray | None, folds: int, which: int, seed: int
+) -> np.ndarray:
+    """The rows of one of `folds` equal parts, stratified by y; a group lies in one part, whole."""
+    if groups is None:
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, y[rows])
+    else:
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, y[rows], groups[rows])
+    return rows[[test for _, test in splits][which]]
+
+
+def part(
+    rows: np.ndarray, y: np.ndarray, groups: np.ndarray | None, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in two, the second with a share of about `share`; stratified by y, and no group in both."""
+    if groups is None:
+        first, second = train_test_split(rows, test_size=share, stratify=y[rows], random_state=seed)
+        return first, second
+    # There is no stratified random split of groups in scikit-learn; one of 1 / share folds is one.
+    second = fold_of(rows, y, groups, max(2, round(1 / share)), 0, seed)
+    return np.setdiff1d(rows, second), second
 
 
 class Digits(ArrayData):
