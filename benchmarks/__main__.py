@@ -1,7 +1,9 @@
-"""Measures the layers beside torch eager and torch.compile, after a check that each result is right.
+"""Measures layers and models beside torch eager and torch.compile, after a check that each result is right.
 
-    python -m benchmarks --device cpu --quick
-    python -m benchmarks --device cuda --only batch_norm
+    python -m benchmarks                          all rows, on the GPU if there is one
+    python -m benchmarks --device cpu --part 1/6  a sixth of them; the parts' results are merged in one file
+    python -m benchmarks --only batch_norm        the rows with that in their names
+    python -m benchmarks report                   writes docs/benchmarks.md and its figures from the results
 
 A result that is wrong is not timed, and the exit status is 1.
 """
@@ -9,16 +11,22 @@ A result that is wrong is not timed, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import layers, providers, report, timing
-from .layers import Layer
+from . import layers, models, providers, report, timing
+from .measure import Case, measure
 from .providers import Setup
+from .training import Training
+
+KINDS = ("overhead", "layer", "model")
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ceilings(device: str, repeats: int) -> dict[str, float]:
@@ -35,70 +43,111 @@ def ceilings(device: str, repeats: int) -> dict[str, float]:
     }
 
 
-def measure(layer: Layer, device: str, dtype: torch.dtype, names: Sequence[str], repeats: int) -> list[dict[str, Any]]:
-    """The rows of one layer: for each provider, forward, and forward with backward."""
-    torch._dynamo.reset()
-    setup = Setup.of(layer, device, dtype)
-    functions = {name: providers.make(name, layer) for name in names}
-    first = {name: providers.first_call(setup, f) for name, f in functions.items()}
-    faults = {name: providers.fault(setup, f) for name, f in functions.items()}
-    right = {name: f for name, f in functions.items() if not faults[name]}
-    saved = {name: providers.saved_bytes(setup, f) for name, f in right.items()}
-    peak = {name: providers.peak_bytes(setup, f) for name, f in right.items()}
-    rows = []
-    for mode, floor in providers.ceilings(setup).items():
-        runs: dict[str, timing.Run] = {
-            name: setup.forward(f) if mode == "forward" else setup.both(f) for name, f in right.items()
-        }
-        times = timing.in_turns({**runs, "ceiling": floor}, device, repeats)
-        graphs = timing.in_graphs(runs, repeats) if device == "cuda" else {}
-        eager = times.get("torch")
-        for name in names:
-            row: dict[str, Any] = dict.fromkeys(report.COLUMNS)
-            row |= {"layer": layer.title, "dtype": str(dtype).removeprefix("torch."), "mode": mode, "provider": name}
-            row |= {"first_call_s": first[name], "fault": faults[name]}
-            if name in runs:
-                t, graph = times[name], graphs.get(name)
-                row |= {"median_ms": t.median, "low_ms": t.low, "high_ms": t.high}
-                row |= {"graph_ms": graph.median if graph else None}
-                row |= {"wall_ms": timing.wall_time(runs[name]) if device == "cuda" else t.median}
-                row |= {"speedup": eager.median / t.median if eager else float("nan")}
-                row |= {"share_of_ceiling": times["ceiling"].median / t.median}
-                row |= {"saved_bytes": saved[name], "peak_bytes": peak[name]}
-            rows.append(row)
-            print(report.line(row), flush=True)
-    return rows
+def table(options: argparse.Namespace) -> dict[str, Callable[[str, torch.dtype], Case]]:
+    """What there is to measure: ``kind name`` → its inputs or model, made when it is its turn."""
+    found: dict[str, Callable[[str, torch.dtype], Case]] = {}
+    quick: Any = () if options.tiny else (options.quick,)
+    size = "tiny" if options.tiny else options.device
+    for layer in layers.overhead():
+        found[f"overhead {layer.title}"] = lambda device, dtype, layer=layer: Setup.of(layer, device, dtype)  # type: ignore[misc]
+    for layer in getattr(layers, size)(*quick):
+        found[f"layer {layer.title}"] = lambda device, dtype, layer=layer: Setup.of(layer, device, dtype)  # type: ignore[misc]
+    for model in getattr(models, size)(*quick):
+        found[f"model {model.title}"] = lambda device, dtype, model=model: Training(model, device, dtype)  # type: ignore[misc]
+    return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+def part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
+    return int(index), int(count)
+
+
+def arguments() -> argparse.ArgumentParser:
+    text, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=text, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=["measure", "report"], default="measure")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on CUDA")
+    parser.add_argument("--threads", type=int, default=CPUS, help="of the CPU; default: one for each, %(default)s here")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and repeats, no max-autotune")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, which show that the benchmark works")
-    parser.add_argument("--only", default="", metavar="NAME", help="the layers whose name contains this")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="may be repeated; default: all")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="rows with this in their names")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="every Nth row, from the Ith")
     parser.add_argument("--provider", action="append", choices=providers.NAMES, help="may be repeated; default: all")
-    parser.add_argument("--repeats", type=int, help="rounds of timing")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--repeats", type=int, help="rounds of timing; default: 100, with --quick 10")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0,
+        help=f"of timing for each row and mode, if that gives {timing.LEAST} rounds; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="of the results; default: benchmarks/results, with --tiny none"
+    )
+    return parser
 
+
+def chosen(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The rows that the options ask for."""
+    kinds = options.kind or KINDS
+    found = [name for name in names if name.split()[0] in kinds]
+    found = [name for name in found if not options.only or any(text in name for text in options.only)]
+    return found[options.part[0] - 1 :: options.part[1]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = arguments()
+    options = parser.parse_args(argv)
+    if options.command == "report":
+        from . import page
+
+        for path in page.write(options.out or report.RESULTS):
+            print(path)
+        return 0
+    rows = table(options)
+    names = chosen(options, list(rows))
+    if not names:
+        parser.error(f"no such row: --kind {options.kind}, --only {options.only}, --part {options.part}")
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        return run(options, {name: rows[name] for name in names}, list(rows))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(options: argparse.Namespace, rows: dict[str, Callable[[str, torch.dtype], Case]], order: Sequence[str]) -> int:
+    device = options.device
     names = options.provider or [
-        name for name in providers.NAMES if name != "max-autotune" or (options.device == "cuda" and not options.quick)
+        name for name in providers.NAMES if name != "max-autotune" or (device == "cuda" and not options.quick)
     ]
-    dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-    repeats = options.repeats or (10 if options.quick else 50)
-    table = layers.tiny() if options.tiny else getattr(layers, options.device)(options.quick)
-    chosen = [layer for layer in table if options.only in layer.title]
-    if not chosen:
-        parser.error(f"--only {options.only}: no such layer")
-
-    results: dict[str, Any] = {"circumstances": report.circumstances(options.device)}
-    results["circumstances"] |= {"quick": options.quick, "repeats": repeats}
-    results["ceilings"] = ceilings(options.device, repeats)
-    results["rows"] = [row for layer in chosen for row in measure(layer, options.device, dtype, names, repeats)]
-    for path in report.write(options.out, results):
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    repeats = options.repeats or (10 if options.quick else 100)
+    about = report.circumstances(device) | ceilings(device, min(repeats, 20))
+    wrong = 0
+    paths: Sequence[Path] = ()
+    done: list[dict[str, Any]] = []
+    # Compilation starts from nothing, so that the time of the first call is that of compiling.
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as cache:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+        for name, make in rows.items():
+            kind = name.split()[0]
+            modes = providers.MODES if kind == "model" else providers.MODES[:2]
+            # torch.compile has no short path for calls: its overhead is that of its guards, a matter of its own.
+            these = ["bp_torch", "torch", "operator"] if kind == "overhead" else names
+            found = measure(make(device, dtype), device, modes, these, repeats, options.seconds)
+            wrong += sum(row["status"] == "wrong" for row in found)
+            done += found
+            if options.out or not options.tiny:  # after each row, so that little is lost when a run is stopped
+                paths = report.write(options.out or report.RESULTS, about, done, order)
+    for path in paths:
         print(path)
-    return 1 if any(row["fault"] for row in results["rows"]) else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Layer:
     """The products x Wᵀ and, in backward, dy W and dyᵀ x of the first two inputs are the floor."""
     p: float = 0.0
     channels_last: bool = False
+    bare: Callable[..., Tensor] | None = None
+    """ATen's operator, without torch.nn.functional's Python, where the overhead of a call is wanted."""
 
     @property
     def title(self) -> str:
@@ -129,6 +132,50 @@ def mse(*shape: int) -> Layer:
     )  # fmt: skip
 
 
+def narrow_mlp(rows: int, width: int, hidden: int) -> Layer:
+    """``hidden`` relu layers and a linear one, all of one width. The floor keeps no activations."""
+    layers = hidden + 1
+
+    def inputs() -> Inputs:
+        weights = [normal(width, width, scale=math.sqrt(2 / width)) for _ in range(layers)]
+        return normal(rows, width), *weights, *(normal(width) for _ in range(layers))
+
+    def theirs(x: Tensor, *rest: Any) -> Tensor:
+        for W, b in zip(rest[:hidden], rest[layers:-2], strict=True):
+            x = F.relu(F.linear(x, W, b))
+        return F.linear(x, rest[hidden], rest[-2])
+
+    return Layer(
+        "narrow_mlp", (rows, width, hidden),
+        lambda x, *rest: bpF.mlp(x, rest[:layers], rest[layers:-1]), theirs, inputs, (2, 3),
+    )  # fmt: skip
+
+
+def overhead() -> Iterator[Layer]:
+    """Calls so small that the time is that of the call."""
+    tiny = (8, 8)
+    yield dataclasses.replace(plain_linear(8, 8, 8), bare=lambda x, W, b, p: F.linear(x, W, b))
+    yield Layer(
+        "relu", tiny, lambda x, p: bpF.relu(x), lambda x, p: F.relu(x), lambda: (normal(*tiny),), (2, 3),
+        bare=lambda x, p: torch.relu(x),
+    )  # fmt: skip
+    yield dataclasses.replace(dropout(*tiny), bare=lambda x, p: torch.dropout(x, p, True))
+    yield Layer(
+        "batch_norm", tiny,
+        lambda x, w, b, p: bpF.batch_norm(x, None, None, w, b, True),
+        lambda x, w, b, p: F.batch_norm(x, None, None, w, b, True),
+        batch_norm(*tiny).inputs, (3, 5),
+        bare=lambda x, w, b, p: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-5, torch.backends.cudnn.enabled),
+    )  # fmt: skip
+    # Typed by torch as if the reduction were a string; 1 is the mean.
+    cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
+    mse_loss: Any = torch._C._nn.mse_loss
+    yield dataclasses.replace(
+        cross_entropy(*tiny), bare=lambda x, target, p: cross_entropy_loss(x, target, None, 1, -100, 0.0)
+    )
+    yield dataclasses.replace(mse(*tiny), bare=lambda x, t, p: mse_loss(x, t, 1))
+
+
 def tiny() -> Iterator[Layer]:
     """Every layer once, for a test of the benchmark itself."""
     yield from (
@@ -139,13 +186,13 @@ def tiny() -> Iterator[Layer]:
         dropout_residual(64, 64),
     )
     yield from (batch_norm(16, 8), batch_norm(2, 4, 3, 3, residual=True, channels_last=True))
-    yield from (softmax(4, 9), cross_entropy(6, 5), mse(4, 4))
+    yield from (softmax(4, 9), cross_entropy(6, 5), mse(4, 4), narrow_mlp(4, 4, 2))
 
 
 def cpu(quick: bool) -> Iterator[Layer]:
     yield from (linear(64, 64, 64), linear(256, 512, 512), plain_linear(64, 64, 64))
     yield from (dropout(4096, 1024), batch_norm(4096, 1024), batch_norm(65536, 128))
-    yield from (cross_entropy(64, 10), mse(4096, 1024), softmax(1024, 1024))
+    yield from (cross_entropy(64, 10), mse(4096, 1024), softmax(1024, 1024), narrow_mlp(4096, 64, 4))
     if not quick:
         yield from (linear(4096, 1024, 1024), cross_entropy(1024, 32000), relu_residual(4096, 1024))
         yield from (dropout_residual(4096, 1024), batch_norm(32, 64, 56, 56, residual=True))
@@ -156,6 +203,7 @@ def cuda(quick: bool) -> Iterator[Layer]:
     yield from (dropout(65536, 1024), relu_residual(65536, 1024), dropout_residual(65536, 1024))
     yield from (batch_norm(65536, 1024), batch_norm(32, 64, 112, 112), batch_norm(32, 64, 112, 112, channels_last=True))
     yield from (softmax(32768, 1024), softmax(4096, 32768), cross_entropy(8192, 32000), mse(16384, 4096))
+    yield narrow_mlp(65536, 64, 4)
     if not quick:
         yield from (linear(16384, 4096, 4096), linear(1024, 512, 512, p=0.0), linear(65536, 64, 64))
         for channels_last in (False, True):

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import memory
 from .layers import Inputs, Layer
 
 NAMES = ("bp_torch", "torch", "compile", "max-autotune")
+MODES = ("forward", "both", "step")
+"""Forward; forward and backward; a step of training with zero_grad and the optimizer, which models alone have."""
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A provider's computation of a layer or model, ready to run."""
+
+    runs: dict[str, Run]
+    """By mode."""
+    fault: Callable[[], str]
+    """What is wrong with its results, or ""."""
+    saved: Callable[[], int]
+    """Bytes kept for backward."""
+    facts: Callable[[], dict[str, Any]] = field(default=dict)
+    """Further columns of its rows."""
+
+
+def compiled(f: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """``f`` by torch.compile, as the provider ``name`` has it."""
+    if name == "compile":
+        return torch.compile(f, dynamic=False)
+    fast = torch.compile(f, dynamic=False, mode="max-autotune")
+
+    def step(*args: object) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # the last call's results may be overwritten
+        result: Tensor = fast(*args)
+        return result
+
+    return step
+
+
+def make(name: str, layer: Layer) -> Callable[..., Tensor]:
+    """The function of a provider."""
+    if name == "bp_torch":
+        return layer.ours
+    if name == "torch":
+        return layer.theirs
+    if name == "operator":
+        assert layer.bare is not None
+        return layer.bare
+    return compiled(layer.theirs, name)
 
 
 @dataclass
@@ -26,10 +71,28 @@ class Setup:
     @staticmethod
     def of(layer: Layer, device: str, dtype: torch.dtype) -> Setup:
         torch.manual_seed(0)
-        inputs = tuple(_moved(t, device, dtype) for t in layer.inputs())
+        inputs = tuple(moved(t, device, dtype) for t in layer.inputs())
         with torch.no_grad():
             y = layer.theirs(*inputs, 0.0)
         return Setup(layer, inputs, torch.ones_like(y) if y.dim() == 0 else torch.randn_like(y))
+
+    @property
+    def title(self) -> str:
+        return self.layer.title
+
+    @property
+    def kind(self) -> str:
+        return "overhead" if self.layer.bare else "layer"
+
+    @property
+    def precision(self) -> str:
+        return str(self.inputs[0].dtype).removeprefix("torch.")
+
+    def candidate(self, name: str) -> Candidate:
+        f = make(name, self.layer)
+        return Candidate(
+            {"forward": self.forward(f), "both": self.both(f)}, lambda: fault(self, f), lambda: saved_bytes(self, f)
+        )
 
     def forward(self, f: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return lambda: f(*self.inputs, self.layer.p)
@@ -38,51 +101,39 @@ class Setup:
         wanted = [t for t in self.inputs if t.requires_grad]
         return lambda: torch.autograd.grad(f(*self.inputs, self.layer.p), wanted, self.dy)
 
+    def floors(self) -> dict[str, dict[str, int]]:
+        """Bytes that must move and operations that must be done, by mode. Where there is no product, each element
+        read or written counts as an operation."""
+        x = self.inputs[0]
+        if self.layer.gemm:
+            W = self.inputs[1]
+            touched = x.numel() + W.numel() + self.dy.numel()
+            product = 2 * self.dy.numel() * W.shape[1]
+            return {
+                mode: {"floor_operations": times * product, "floor_bytes": times * touched * x.element_size()}
+                for mode, times in (("forward", 1), ("both", 3))
+            }
+        counts = {"forward": self.layer.passes[0] * x.numel(), "both": sum(self.layer.passes) * x.numel()}
+        return {mode: {"floor_operations": n, "floor_bytes": n * x.element_size()} for mode, n in counts.items()}
 
-def _moved(t: Tensor, device: str, dtype: torch.dtype) -> Tensor:
-    moved = t.detach().to(device, dtype if t.is_floating_point() else t.dtype)
-    return moved.requires_grad_(t.requires_grad)
-
-
-def make(name: str, layer: Layer) -> Callable[..., Tensor]:
-    """The function of a provider."""
-    if name == "bp_torch":
-        return layer.ours
-    if name == "torch":
-        return layer.theirs
-    if name == "compile":
-        return torch.compile(layer.theirs, dynamic=False)
-    compiled = torch.compile(layer.theirs, dynamic=False, mode="max-autotune")
-
-    def step(*args: object) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # the last call's results may be overwritten
-        result: Tensor = compiled(*args)
-        return result
-
-    return step
-
-
-def first_call(setup: Setup, f: Callable[..., Tensor]) -> float:
-    """Seconds of the first forward and backward, which compile."""
-    start = time.perf_counter()
-    setup.both(f)()
-    if setup.dy.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    def ceilings(self) -> dict[str, Run]:
+        """What nothing can beat: the bare products, or a copy of as many bytes."""
+        x = self.inputs[0]
+        if self.layer.gemm:
+            x, W = (t.detach() for t in self.inputs[:2])
+            dy = self.dy
+            return {"forward": lambda: x @ W.mT, "both": lambda: (x @ W.mT, dy @ W, dy.mT @ x)}
+        found: dict[str, Run] = {}
+        for mode, floor in self.floors().items():
+            source = torch.zeros(floor["floor_bytes"] // x.element_size() // 2 or 1, dtype=x.dtype, device=x.device)
+            found[mode] = partial(torch.zeros_like(source).copy_, source)
+        return found
 
 
-def ceilings(setup: Setup) -> dict[str, Callable[[], object]]:
-    """What nothing can beat: the bare products, or a copy of as many bytes."""
-    if setup.layer.gemm:
-        x, W = (t.detach() for t in setup.inputs[:2])
-        dy = setup.dy
-        return {"forward": lambda: x @ W.mT, "both": lambda: (x @ W.mT, dy @ W, dy.mT @ x)}
-    x = setup.inputs[0]
-    found: dict[str, Callable[[], object]] = {}
-    for mode, passes in (("forward", setup.layer.passes[0]), ("both", sum(setup.layer.passes))):
-        source = torch.zeros(passes * x.numel() // 2 or 1, dtype=x.dtype, device=x.device)
-        found[mode] = partial(torch.zeros_like(source).copy_, source)
-    return found
+def moved(t: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    """t on the device; in ``dtype`` if it is floating."""
+    there = t.detach().to(device, dtype if t.is_floating_point() else t.dtype)
+    return there.requires_grad_(t.requires_grad)
 
 
 def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
@@ -103,12 +154,8 @@ def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
     exact, torchs, ours = results(layer.theirs, torch.float64), results(layer.theirs, None), results(f, None)
     for index, (right, theirs, found) in enumerate(zip(exact, torchs, ours, strict=True)):
         what = "y" if index == 0 else f"the gradient of input {wanted[index - 1]}"
-        if found.shape != theirs.shape or found.dtype != theirs.dtype:
-            return f"{what} is {found.dtype} {tuple(found.shape)}, torch's {theirs.dtype} {tuple(theirs.shape)}"
-        error, allowed = ((t.double() - right).norm().item() for t in (found, theirs))
-        rounding = torch.finfo(theirs.dtype).eps / 2 * right.norm().item()
-        if not error <= 2 * allowed + rounding:
-            return f"{what}: error {error:.3g}, torch's {allowed:.3g}, allowed twice that and a rounding {rounding:.3g}"
+        if problem := inexact(what, found, theirs, right, right.norm().item()):
+            return problem
     if layer.p:
         with torch.no_grad():
             y, reference = (g(*setup.inputs, layer.p).double() for g in (f, layer.theirs))
@@ -120,30 +167,18 @@ def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
     return ""
 
 
+def inexact(what: str, found: Tensor, theirs: Tensor, right: Tensor, size: float) -> str:
+    """How ``found`` differs from ``right`` by more than twice as much as torch's result does, and a rounding of
+    numbers of that size; or ""."""
+    if found.shape != theirs.shape or found.dtype != theirs.dtype:
+        return f"{what} is {found.dtype} {tuple(found.shape)}, torch's {theirs.dtype} {tuple(theirs.shape)}"
+    error, allowed = ((t.double() - right).norm().item() for t in (found, theirs))
+    rounding = torch.finfo(theirs.dtype).eps / 2 * size
+    if error <= 2 * allowed + rounding:
+        return ""
+    return f"{what}: error {error:.3g}, torch's {allowed:.3g}, allowed twice that and a rounding {rounding:.3g}"
+
+
 def saved_bytes(setup: Setup, f: Callable[..., Tensor]) -> int:
     """Bytes kept for backward beyond the inputs and the output, which the neighbours keep anyway."""
-    storages: dict[int, int] = {}
-    kept: list[Tensor] = []  # so that no address is used again
-
-    def pack(t: Tensor) -> Tensor:
-        kept.append(t)
-        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = setup.forward(f)()
-    for t in (*setup.inputs, y):
-        storages.pop(t.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
-
-
-def peak_bytes(setup: Setup, f: Callable[..., Tensor]) -> int | None:
-    """What forward and backward allocate at once beyond what was there, on CUDA."""
-    if not setup.dy.is_cuda:
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    setup.both(f)()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return memory.saved_bytes(setup.forward(f), setup.inputs)

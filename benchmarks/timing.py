@@ -1,7 +1,8 @@
-"""How things are timed: providers in turns, in one process, with a cold L2 cache, as medians with quantiles."""
+"""How things are timed: providers in turns, in one process, with a cold L2 cache, as medians with quartiles."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import torch
 
 Run = Callable[[], object]
 
+LEAST = 7
+"""Rounds that are timed however long they take, unless fewer were asked for."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -18,29 +22,33 @@ class Times:
 
     median: float
     low: float
-    """The first decile."""
+    """The first quartile."""
     high: float
-    """The last decile."""
+    """The third quartile."""
     samples: int
 
 
-def in_turns(runs: dict[str, Run], device: str, repeats: int) -> dict[str, Times]:
+def in_turns(runs: dict[str, Run], device: str, repeats: int, seconds: float = math.inf) -> dict[str, Times]:
     """Time of each run; every round times each of them once, so that what disturbs one disturbs all.
 
-    On CUDA by events, with L2 overwritten before each call; on the CPU by the wall clock, over as many calls as make
-    half a millisecond.
+    There are ``repeats`` rounds, or as many as start within ``seconds``, but at least LEAST. On CUDA they are timed by
+    events, with L2 overwritten before each call; on the CPU by the wall clock, over as many calls as make half a
+    millisecond.
     """
     calls = {name: 1 if device == "cuda" else _calls(run) for name, run in runs.items()}
     flush = _cache_flush(device)
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    start = time.perf_counter()
+    for index in range(repeats):
+        if index >= LEAST and time.perf_counter() - start > seconds:
+            break
         for name, run in runs.items():
             flush()
             samples[name].append(_cuda_time(run) if device == "cuda" else _wall_time(run, calls[name]))
     return {name: summary(values) for name, values in samples.items()}
 
 
-def in_graphs(runs: dict[str, Run], repeats: int) -> dict[str, Times | None]:
+def in_graphs(runs: dict[str, Run], repeats: int, seconds: float = math.inf) -> dict[str, Times | None]:
     """The same for CUDA graphs of the runs, which leave out the launches; None for what cannot be captured."""
     graphs: dict[str, Run] = {}
     for name, run in runs.items():
@@ -58,7 +66,7 @@ def in_graphs(runs: dict[str, Run], repeats: int) -> dict[str, Times | None]:
             torch.cuda.synchronize()
             continue
         graphs[name] = graph.replay
-    found = in_turns(graphs, "cuda", repeats)
+    found = in_turns(graphs, "cuda", repeats, seconds)
     return {name: found.get(name) for name in runs}
 
 
@@ -75,13 +83,13 @@ def wall_time(run: Run, calls: int = 20) -> float:
 def summary(samples: list[float]) -> Times:
     if len(samples) < 2:
         return Times(samples[0], samples[0], samples[0], len(samples))
-    deciles = statistics.quantiles(samples, n=10, method="inclusive")
-    return Times(statistics.median(samples), deciles[0], deciles[-1], len(samples))
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Times(median, low, high, len(samples))
 
 
 def _calls(run: Run) -> int:
     run()
-    return max(1, round(0.5 / max(_wall_time(run, 1), 1e-3)))
+    return max(1, round(0.5 / max(min(_wall_time(run, 1) for _ in range(3)), 1e-3)))
 
 
 def _wall_time(run: Run, calls: int) -> float:

@@ -1,0 +1,89 @@
+"""The rows of one layer or model: checked first, then timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from . import memory, report, timing
+from .providers import Candidate, Run
+
+BASELINES = ("compile", "max-autotune")
+"""Whose refusal to compute something is a result; from anyone else it is a fault."""
+
+
+class Case(Protocol):
+    """What is measured: providers.Setup is a layer, training.Training a model."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    def candidate(self, name: str) -> Candidate: ...
+    def ceilings(self) -> dict[str, Run]: ...
+    def floors(self) -> dict[str, dict[str, int]]: ...
+
+
+def measure(
+    case: Case, device: str, modes: Sequence[str], names: Sequence[str], repeats: int, seconds: float
+) -> list[dict[str, Any]]:
+    """For each mode and provider a row; what is wrong or refused has a status and a message in place of times."""
+    if any(name in BASELINES for name in names):
+        torch._dynamo.reset()
+    candidates: dict[str, Candidate] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for name in names:
+        about[name], candidate = checked(case, name, device)
+        if candidate is not None:
+            candidates[name] = candidate
+    rows = []
+    for mode in modes:
+        runs = {name: candidate.runs[mode] for name, candidate in candidates.items()}
+        ceiling = case.ceilings().get(mode)
+        floor = {"ceiling": ceiling} if ceiling else {}
+        times = timing.in_turns({**runs, **floor}, device, repeats, seconds)
+        graphs = timing.in_graphs(runs, repeats, seconds) if device == "cuda" and mode != "step" else {}
+        for name in names:
+            row: dict[str, Any] = dict.fromkeys(report.COLUMNS)
+            row |= {"kind": case.kind, "name": case.title, "dtype": case.precision, "mode": mode, "provider": name}
+            row |= about[name]
+            if name in runs:
+                t, graph = times[name], graphs.get(name)
+                row |= {"median_ms": t.median, "low_ms": t.low, "high_ms": t.high, "samples": t.samples}
+                row["graph_ms"] = graph.median if graph else None
+                row["wall_ms"] = timing.wall_time(runs[name]) if device == "cuda" else t.median
+                row["speedup"] = times["torch"].median / t.median if "torch" in times else None
+                row["share_of_ceiling"] = times["ceiling"].median / t.median if floor else None
+                row |= case.floors().get(mode, {})
+                if "operator" in times:
+                    row["overhead_us"] = (t.median - times["operator"].median) * 1e3
+            rows.append(row)
+    peaks = {name: memory.peak_bytes(candidate.runs["both"], device) for name, candidate in candidates.items()}
+    for row in rows:
+        row["peak_bytes"] = peaks.get(row["provider"])
+        print(report.line(row), flush=True)
+    return rows
+
+
+def checked(case: Case, name: str, device: str) -> tuple[dict[str, Any], Candidate | None]:
+    """What is known of a provider before it is timed, and the provider, or None if it shall not be timed."""
+    candidate = case.candidate(name)
+    start = time.perf_counter()
+    try:
+        candidate.runs["both"]()  # the first, which compiles
+        if device == "cuda":
+            torch.cuda.synchronize()
+        first = time.perf_counter() - start
+        fault = candidate.fault()
+    except RuntimeError as error:
+        status = "refused" if name in BASELINES else "wrong"
+        return {"status": status, "message": next(iter(str(error).splitlines()), repr(error))}, None
+    if fault:
+        return {"status": "wrong", "message": fault, "first_call_s": first}, None
+    facts = {"status": "measured", "first_call_s": first, "saved_bytes": candidate.saved(), **candidate.facts()}
+    return facts, candidate
