@@ -1,5 +1,9 @@
 """Callbacks for any Lightning Trainer. Files go under the trainer's `default_root_dir`, the folder of the run."""
 
+from .backprop_view import BackpropView, View, backprop_view
+from .convert import ConvertLayers
+from .gradient_flow import FlowRecorder, GradientFlow, flow_figure
+from .report import Report
 from .run import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -13,11 +17,19 @@ from .run import (
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BackpropView",
     "Checkpoints",
+    "ConvertLayers",
     "EarlyStopping",
     "EpochSeeds",
+    "FlowRecorder",
+    "GradientFlow",
     "GradientNorms",
     "History",
+    "Report",
+    "View",
+    "backprop_view",
+    "flow_figure",
     "replace_file",
     "stop_reason",
 ]
