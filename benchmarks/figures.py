@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,11 @@ def ratios(axes: Axes, groups: dict[str, dict[str, Any]]) -> None:
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, limit)
-    label = "times as fast as torch.nn (line: as fast); layers: forward + backward, models: a training step"
-    axes.set_xlabel(label, fontsize=8)
+    axes.figure.supxlabel(
+        "times as fast as torch.nn: a layer's forward + backward, a model's training step", fontsize=8
+    )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 def roofline(axes: Axes, results: report.Results) -> None:
@@ -73,16 +75,22 @@ def roofline(axes: Axes, results: report.Results) -> None:
     bandwidth, rate = run["copy_bytes_per_s"], run["product_operations_per_s"]
     points = [row for row in results["rows"] if row["status"] == "measured" and row["floor_bytes"]]
     points = [row for row in points if row["kind"] == "layer" and row["mode"] == "both"]
-    for row in points:
+    height = rate  # of the lowest label
+    for row in sorted(points, key=lambda row: -row["floor_operations"] / row["median_ms"]):
         if row["provider"] in ("bp_torch", "torch"):
             x = row["floor_operations"] / row["floor_bytes"]
             y = row["floor_operations"] / row["median_ms"] * 1e3
             axes.plot(x, y, "o", markersize=4, color=COLORS[row["provider"]], alpha=0.8)
-            if row["provider"] == "bp_torch":
-                axes.annotate(row["name"], (x, y), xytext=(4, 2), textcoords="offset points", fontsize=5)
+            if row["provider"] == "bp_torch" and row["name"].startswith("linear"):
+                height = min(y, height / 1.3)
+                line = {"arrowstyle": "-", "linewidth": 0.3, "color": COLORS["torch"]}
+                axes.annotate(row["name"], (x, y), (1.5 * x, height), fontsize=6, va="center", arrowprops=line)
     at = [row["floor_operations"] / row["floor_bytes"] for row in points] or [1.0]
-    low, high = min(at) / 3, max(*at, rate / bandwidth) * 3
+    low, high = min(at) / 3, max(*at, rate / bandwidth) * 20
     axes.plot([low, rate / bandwidth, high], [low * bandwidth, rate, rate], color="black", linewidth=1)
+    axes.text(min(at), 0.02, "without products", transform=axes.get_xaxis_transform(), fontsize=6, ha="center")
+    told = f"copy {bandwidth / 1e12:.2f} TB/s, product {rate / 1e12:.0f} TFLOP/s, as measured"
+    axes.text(0.02, 0.96, told, transform=axes.transAxes, fontsize=8, va="top")
     for provider in ("bp_torch", "torch"):
         axes.plot([], [], "o", markersize=4, color=COLORS[provider], label=LABELS.get(provider, provider))
     axes.set_xscale("log")
