@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+ONE_BACKEND = "the scripts run as their users would run them"
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # torch's own rules for forward mode still use TorchScript.
