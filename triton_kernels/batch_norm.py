@@ -143,15 +143,15 @@ def _vector(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """mean and biased var (C), float32, of x (N, C, ...) that is not empty."""
+def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """mean, what rounding took from it, and biased var (C), float32, of x (N, C, ...) that is not empty."""
     layout = Layout.of(x)
-    mean, var = torch.empty((2, x.shape[1]), dtype=torch.float32, device=x.device)
-    _run_statistics(layout.flat(x), Plan.for_tensor(x, layout), mean, var)
-    return mean, var
+    mean, rest, var = torch.empty((3, x.shape[1]), dtype=torch.float32, device=x.device)
+    _run_statistics(layout.flat(x), Plan.for_tensor(x, layout), mean, var, rest)
+    return mean, rest, var
 
 
-def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor) -> None:
+def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor, rest: Tensor | None = None) -> None:
     partial = torch.empty((4, plan.splits, plan.channels), dtype=torch.float32, device=x.device)
     with device_of(x):
         _statistics[plan.groups_grid()](
@@ -159,8 +159,8 @@ def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor) -> None:
             num_warps=WARPS,
         )  # fmt: skip
         _merge[plan.columns_grid()](
-            partial, mean, var, float(plan.n), plan.channels, plan.splits, plan.splits_at_once(), CHANNELS_AT_ONCE,
-            num_warps=WARPS,
+            partial, mean, rest, var, float(plan.n),
+            plan.channels, plan.splits, plan.splits_at_once(), CHANNELS_AT_ONCE, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def _targets() -> Iterator[dict[str, Any]]:
     x, s = "*{dtype}", "*fp32"
     types = {
         **dict.fromkeys(("X", "R", "Y", "S", "DY", "DX", "DR"), x),
-        **dict.fromkeys(("GAMMA", "BETA", "MEAN", "VAR", "PARTIAL", "COEFFICIENTS"), s),
+        **dict.fromkeys(("GAMMA", "BETA", "MEAN", "REST", "VAR", "PARTIAL", "COEFFICIENTS"), s),
         **dict.fromkeys(("DGAMMA", "DBETA", "DMEAN", "DVAR"), s),
         **dict.fromkeys(("eps", "n", "a", "b"), "fp32"),
         **dict.fromkeys(("rows", "columns", "channels", "across", "groups", "steps", "tiles", "splits"), "i32"),
@@ -345,7 +345,8 @@ def _targets() -> Iterator[dict[str, Any]]:
         yield target(f"backward_apply gelu residual, {kind}", _backward_apply, "S", **gelu, **blocks)
         yield target(f"backward_whole relu, {kind}", _backward_whole, "R S DR DMEAN DVAR", **relu, **blocks)
         yield target(f"backward_whole gelu residual, {kind}", _backward_whole, "S", **gelu, **blocks)
-    yield target("merge", _merge, wide=False, **splits)
+    yield target("merge", _merge, "REST", wide=False, **splits)
+    yield target("merge, exact mean", _merge, wide=False, **splits)
     yield target("finish", _finish, "DMEAN DVAR", wide=False, GIVEN=False, **splits)
     yield target("finish, statistics given", _finish, "COEFFICIENTS", wide=False, GIVEN=True, **splits)
 

@@ -269,8 +269,13 @@ def _statistics(
 
 
 @triton.jit
-def _merge(PARTIAL, MEAN, VAR, n, channels, splits, BLOCK_SPLITS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """The statistics of all splits. Means count from the first split's K, so that a common offset costs no digits."""
+def _merge(
+    PARTIAL, MEAN, REST, VAR, n, channels, splits, BLOCK_SPLITS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The statistics of all splits. Means count from the first split's K, so that a common offset costs no digits.
+
+    REST, if given, gets what the mean lost when it was rounded.
+    """
     c = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     known = c < channels
     size = splits * channels
@@ -291,7 +296,11 @@ def _merge(PARTIAL, MEAN, VAR, n, channels, splits, BLOCK_SPLITS: tl.constexpr, 
         mean = _load(PARTIAL + size, i, inside) - K[None, :] + _load(PARTIAL + 2 * size, i, inside) - delta[None, :]
         own = _load(PARTIAL, i, inside) * mean * mean + _load(PARTIAL + 3 * size, i, inside)
         m2 += tl.where(inside, own, 0.0)
-    tl.store(MEAN + c, K + delta, mask=known)
+    mean = K + delta
+    tl.store(MEAN + c, mean, mask=known)
+    if REST is not None:  # exact, whichever of the two is larger (Knuth's sum)
+        given = mean - K
+        tl.store(REST + c, (K - (mean - given)) + (delta - given), mask=known)
     tl.store(VAR + c, tl.sum(m2, axis=0) / n, mask=known)
 
 

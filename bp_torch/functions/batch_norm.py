@@ -414,8 +414,7 @@ class SyncStatisticsFunction(Function):
     def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
         triton = _triton(x)
         if triton is not None:
-            mean, var = triton.batch_norm.statistics(x)
-            rest = torch.zeros_like(mean)
+            mean, rest, var = triton.batch_norm.statistics(x)
         else:
             mean = _wide(x).sum(_dims(x)) / _count(x)
             z = x - _channel(mean, x)  # its own mean is what rounding lost
