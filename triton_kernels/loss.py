@@ -74,10 +74,13 @@ def _slope(x, t, pi, a, KEY: tl.constexpr):
 
 
 @triton.jit
-def _slope_in_target(x, t, pi, a, KEY: tl.constexpr):
-    """∂ρ/∂t."""
+def _slope_in_target(x, t, pi, a, KEY: tl.constexpr, HAS_PI: tl.constexpr):
+    """∂ρ/∂t. Without π no infinity is multiplied by π - 1 = 0."""
     if KEY == "bce":
-        return _softplus_of_minus(x) * (pi - 1) - x
+        if HAS_PI:
+            return _softplus_of_minus(x) * (pi - 1) - x
+        else:
+            return -x
     else:
         return -_slope(x, t, pi, a, KEY)
 
@@ -151,7 +154,7 @@ def _backward(
         dx = _slope(x, t, pi, a, KEY) * weighted
         tl.store(DX + i, cast(dx, DX.dtype.element_ty), mask=inside)
     if NEED_T:
-        dt = _slope_in_target(x, t, pi, a, KEY) * weighted
+        dt = _slope_in_target(x, t, pi, a, KEY, PI_MODE != 0) * weighted
         tl.store(DT + i, cast(dt, DT.dtype.element_ty), mask=inside)
     if NEED_W:
         L = _error(x, t, pi, a, KEY)
