@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ..functions.activation import ACTIVATIONS
 
-__all__ = ["activation_arguments", "check_probability", "check_same", "check_tensor", "lower_precision", "to_float32"]
+__all__ = [
+    "activation_arguments",
+    "check_activation",
+    "check_probability",
+    "check_same",
+    "check_tensor",
+    "lower_precision",
+    "to_float32",
+]
 
 
 _REQUIRED = ("input", "branch")
@@ -42,6 +50,16 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
         raise ValueError(f"{function}(): '{name}': expected a probability between 0 and 1, got {p}")
 
 
+def check_activation(function: str, name: str, parameters: Sequence[float]) -> None:
+    """Refuses parameters that torch's operators refuse, with their exceptions: the kernels do not look at them."""
+    if name == "softshrink" and not parameters[0] >= 0:
+        raise RuntimeError(f"{function}(): 'lambd': expected a number ≥ 0, got {parameters[0]}")
+    if name == "celu" and parameters[0] == 0:
+        raise RuntimeError(f"{function}(): 'alpha': expected a number other than 0, got {parameters[0]}")
+    if name == "hardtanh" and parameters[0] > parameters[1]:
+        raise ValueError(f"{function}(): 'min_val': expected at most 'max_val', {parameters[1]}, got {parameters[0]}")
+
+
 def activation_arguments(
     function: str, activation: str | None, parameters: Mapping[str, float] | None = None
 ) -> tuple[str, tuple[float, ...]]:
@@ -59,7 +77,10 @@ def activation_arguments(
         raise ValueError(
             f"{function}(): 'activation_parameters': {name} takes {allowed}, got {', '.join(map(repr, unknown))}"
         )
-    return name, tuple(float(given.get(key, default)) for key, default in defaults.items())
+    values = tuple(float(given.get(key, default)) for key, default in defaults.items())
+    if given:
+        check_activation(function, name, values)
+    return name, values
 
 
 def _autocast(tensor: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..functions.activation import ACTIVATIONS, ActivationFunction
 from ..functions.function import call
-from ._common import activation_arguments, check_tensor, to_float32
+from ._common import activation_arguments, check_activation, check_tensor, to_float32
 
 __all__ = [
     "activation",
@@ -63,6 +63,8 @@ def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
         given = dict(zip(ACTIVATIONS[name].parameters, parameters, strict=True))
         return handle_torch_function(activation, (input,), input, name, given)
     check_tensor(name, input=input)
+    if parameters:
+        check_activation(name, name, parameters)
     if input.is_complex():
         return _complex(name, input, *parameters)
     if name == "softplus":
