@@ -8,7 +8,7 @@ a pure function of its inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bp_torch.functional as bpF
-from bp_torch.backends import current_backend
+from bp_torch.backends import current_backend, mask_of
 from bp_torch.functions.activation import ACTIVATIONS, activation_backward
 from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.dense import DenseFunction
-from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
+from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction, is_seed
 from bp_torch.functions.function import call
 from bp_torch.functions.penalty import PenaltyFunction
 from bp_torch.functions.residual import ResidualFunction
@@ -55,6 +55,16 @@ class Case:
         return self.name
 
 
+def widest() -> torch.dtype:
+    """The widest dtype that the backend computes in: float64 by the formulas, float32 in the kernels."""
+    return torch.float32 if current_backend() == "triton" else torch.float64
+
+
+def within(rtol: float, atol: float) -> dict[str, float]:
+    """The tolerances of a comparison in :func:`widest`: these in float64, and in float32 torch.testing's own."""
+    return {"rtol": rtol, "atol": atol} if widest() == torch.float64 else {}
+
+
 def tensors(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> Callable[[], tuple[Tensor, ...]]:
     """Makes float64 normal tensors of these shapes, the same at each call, on the device of the table."""
     device = torch.get_default_device()
@@ -77,6 +87,11 @@ def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
     mask = random.mask(torch.tensor([SEED], device=where_kernels_run), shape, p).to(torch.get_default_device())
     assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
+
+
+def written_out(mask: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """The boolean mask, from what ``draw_mask`` gave: the mask itself, or the seed that the kernels draw it from."""
+    return mask_of(mask, shape, p) if is_seed(mask) else mask
 
 
 def drawn(mask: Tensor) -> Tensor:

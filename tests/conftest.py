@@ -1,12 +1,21 @@
-"""What every test shares: the backend for this machine, one thread, a fixed seed, and the skip of GPU tests."""
+"""What every test shares: the backends, one thread, a fixed seed, and the skip of GPU tests.
+
+Each test runs twice, as ``test_x[torch]`` on the formulas and as ``test_x[triton]`` on the kernels, which take CPU
+tensors in Triton's interpreter. A module that says ``ONE_BACKEND = "why"`` runs as it is, and so does a test, on the
+backend that it names, with ``@pytest.mark.one_backend("torch", "why")``.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+import bp_torch
 
 pytest_plugins = ["contracts"]
 
@@ -23,6 +32,33 @@ torch.set_num_threads(1)
 settings.register_profile("bp_torch", deadline=None, print_blob=True)
 settings.load_profile("bp_torch")
 
+BACKENDS = {
+    "torch": pytest.param("torch", id="torch"),
+    "triton": pytest.param(
+        "triton",
+        id="triton",
+        marks=[
+            # Said once in a process, for dtypes that no kernel takes: test_triton.py tests it.
+            pytest.mark.filterwarnings(
+                r"ignore:bp_torch. backend 'triton' was asked for, but there are no \w+ kernels. the torch formulas run"
+            ),
+            pytest.mark.skipif(HAS_CUDA, reason="the kernels run on the GPU here, not in the interpreter"),
+        ],
+    ),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_backend(name, why): the test runs on this backend alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if hasattr(metafunc.module, "ONE_BACKEND"):
+        return
+    mark = metafunc.definition.get_closest_marker("one_backend")
+    names = BACKENDS if mark is None else mark.args[:1]
+    metafunc.parametrize("on_backend", [BACKENDS[name] for name in names], indirect=True)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_CUDA:
@@ -31,6 +67,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def on_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str | None]:
+    """The backend that the test runs on; None where the test, or its module, chooses for itself."""
+    name = getattr(request, "param", None)
+    if name is None:
+        yield None
+        return
+    from contracts import LAUNCHED
+
+    if name == "triton":
+        from triton.runtime.interpreter import GridExecutor
+
+        def launch(self: GridExecutor, *args: object, original=GridExecutor.__call__, **options: object) -> None:
+            request.node.stash[LAUNCHED] = request.node.stash.get(LAUNCHED, 0) + 1
+            original(self, *args, **options)
+
+        monkeypatch.setattr(GridExecutor, "__call__", launch)
+    monkeypatch.setenv("BP_TORCH_BACKEND", name)  # for the processes that a test starts
+    # The interpreter computes with numpy, which warns of an infinity where a GPU does not.
+    with bp_torch.backend(name), np.errstate(all="ignore"):
+        yield name
 
 
 @pytest.fixture(autouse=True)

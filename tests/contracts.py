@@ -37,6 +37,9 @@ BACKENDS = {
     "triton": "The Triton kernels, in the interpreter on the CPU, in float32",
     "gpu": "The Triton kernels, on a GPU, in float32",
 }
+LAUNCHED = pytest.StashKey[int]()
+"""How many kernels a test has launched that runs on each backend (see conftest.py)."""
+
 Outcomes = dict[tuple[str, str, str], list[bool]]  # (backend, function, contract) → passed
 
 
@@ -101,5 +104,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         if contract not in CONTRACTS:
             raise pytest.UsageError(f"{item.nodeid}: unknown contract {contract!r}")
         functions = marker.kwargs.get("function") or parameters["case"].function
+        backend = parameters.get("backend", parameters.get("on_backend", "torch"))
         for function in [functions] if isinstance(functions, str) else functions:
-            item.user_properties.append(("contract", (parameters.get("backend", "torch"), function, contract)))
+            item.user_properties.append(("contract", (backend, function, contract)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """A test on the kernels' backend that launched none, such as one in float64, shows nothing about the kernels."""
+    backend = item.callspec.params.get("on_backend") if hasattr(item, "callspec") else None
+    if backend == "triton" and call.when == "call" and not item.stash.get(LAUNCHED, 0):
+        item.user_properties[:] = [pair for pair in item.user_properties if pair[0] != "contract"]

@@ -16,6 +16,8 @@ from bp_torch import functional as bpF
 from bp_torch.functions import batch_invariant
 from bp_torch.functions.activation import ACTIVATIONS
 
+ONE_BACKEND = "its own fixture `backend` runs every layer on both"
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import widest, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,9 +28,9 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def pair(rank: str, *args: Any, **options: Any) -> tuple[Any, Any]:
-    """Ours and torch's, float64, with the same random parameters."""
-    theirs = getattr(torch.nn, f"BatchNorm{rank}")(3, *args, dtype=torch.float64, **options)
-    ours = getattr(nn, f"BatchNorm{rank}")(3, *args, dtype=torch.float64, **options)
+    """Ours and torch's, in the widest dtype, with the same random parameters."""
+    theirs = getattr(torch.nn, f"BatchNorm{rank}")(3, *args, dtype=widest(), **options)
+    ours = getattr(nn, f"BatchNorm{rank}")(3, *args, dtype=widest(), **options)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter)
     ours.load_state_dict(theirs.state_dict())
@@ -67,8 +68,8 @@ def test_training_then_evaluation_equals_torch(rank: str, shape: tuple[int, ...]
         if i == 3:
             ours.eval()
             theirs.eval()
-        x, dy = 3 + 2 * torch.randn(shape).double(), torch.randn(shape).double()
-        torch.testing.assert_close(step(ours, x, dy), step(theirs, x, dy), **EXACT)
+        x, dy = 3 + 2 * torch.randn(shape).to(widest()), torch.randn(shape).to(widest())
+        torch.testing.assert_close(step(ours, x, dy), step(theirs, x, dy), **within(**EXACT))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -76,19 +77,19 @@ def test_training_then_evaluation_equals_torch(rank: str, shape: tuple[int, ...]
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_act_and_residual_equal_the_steps_apart(activation: str, training: bool, fused: bool) -> None:
     """By ATen's kernels, and by the formulas, which serve while a graph is recorded."""
-    bn = nn.BatchNormAct2d(3, activation=activation, dtype=torch.float64).train(training)
-    plain = torch.nn.BatchNorm2d(3, dtype=torch.float64).train(training)
+    bn = nn.BatchNormAct2d(3, activation=activation, dtype=widest()).train(training)
+    plain = torch.nn.BatchNorm2d(3, dtype=widest()).train(training)
     torch.nn.init.uniform_(bn.weight, 0.5, 1.5)
     plain.load_state_dict(bn.state_dict())
-    x, r = (torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x, r = (torch.randn(4, 3, 2, 2, dtype=widest(), requires_grad=True) for _ in range(2))
     y = bn(x, r)
     expected = bpF.activation(plain(x) + r, activation)
-    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(y, expected, **within(**EXACT))
     dy = torch.randn_like(y)
     ours = torch.autograd.grad(y, (x, r, *bn.parameters()), dy, create_graph=not fused)
     theirs = torch.autograd.grad(expected, (x, r, *plain.parameters()), dy)
-    torch.testing.assert_close(ours, theirs, **EXACT)
-    torch.testing.assert_close(dict(bn.named_buffers()), dict(plain.named_buffers()), **EXACT)
+    torch.testing.assert_close(ours, theirs, **within(**EXACT))
+    torch.testing.assert_close(dict(bn.named_buffers()), dict(plain.named_buffers()), **within(**EXACT))
 
 
 def test_gradients_reach_mean_and_variance() -> None:
@@ -120,12 +121,12 @@ def test_gradients_reach_mean_and_variance() -> None:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 def test_each_choice_of_frozen_inputs(activation: str, training: bool, affine: bool, residual: bool) -> None:
-    x, r = torch.randn(4, 3, 2).double(), torch.randn(4, 3, 2).double() if residual else None
-    gamma, beta = (torch.rand(3).double(), torch.randn(3).double()) if affine else (None, None)
-    mean, var = torch.randn(3).double(), torch.rand(3).double()
+    x, r = torch.randn(4, 3, 2).to(widest()), torch.randn(4, 3, 2).to(widest()) if residual else None
+    gamma, beta = (torch.rand(3).to(widest()), torch.randn(3).to(widest())) if affine else (None, None)
+    mean, var = torch.randn(3).to(widest()), torch.rand(3).to(widest())
     function, statistics = (BatchNormFunction, ()) if training else (NormalizeFunction, (mean, var))
     inputs = (x, gamma, beta, r, *statistics)
-    dy = torch.randn(4, 3, 2).double()
+    dy = torch.randn(4, 3, 2).to(widest())
 
     def gradients(chosen: list[int], create_graph: bool) -> list[Tensor]:
         leaves = [t.clone().requires_grad_(i in chosen) if t is not None else None for i, t in enumerate(inputs)]
@@ -139,7 +140,7 @@ def test_each_choice_of_frozen_inputs(activation: str, training: bool, affine: b
         for chosen in itertools.combinations(given, count):
             for create_graph in (False, True):
                 expected = [full[i] for i in chosen]
-                torch.testing.assert_close(gradients(list(chosen), create_graph), expected, **EXACT)
+                torch.testing.assert_close(gradients(list(chosen), create_graph), expected, **within(**EXACT))
 
 
 @settings(max_examples=25, deadline=None)
@@ -161,16 +162,18 @@ def test_any_shape_and_strides(shape, rows, channels, order, step_size, training
     generator = torch.Generator().manual_seed(rows)
 
     def awkward(expand: bool = False) -> Tensor:
-        stored = torch.full([size[d] * step_size for d in permutation], float("nan"), dtype=torch.float64)
+        stored = torch.full([size[d] * step_size for d in permutation], float("nan"), dtype=widest())
         view = stored[tuple(slice(None, None, step_size) for _ in permutation)]
         inverse = [permutation.index(d) for d in range(len(size))]
         view = view.permute(inverse)
-        view.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
+        view.copy_(torch.randn(size, generator=generator, dtype=widest()))
         return view[:1].expand(size) if expand else view
 
     x, dy = awkward(), awkward(expanded)
-    gamma, beta = (torch.randn(channels, generator=generator).double() for _ in range(2)) if affine else (None, None)
-    mean, var = torch.randn(channels).double(), torch.rand(channels).double() + 0.1
+    gamma, beta = (
+        (torch.randn(channels, generator=generator).to(widest()) for _ in range(2)) if affine else (None, None)
+    )
+    mean, var = torch.randn(channels).to(widest()), torch.rand(channels).to(widest()) + 0.1
     results = []
     for ours in (True, False):
         leaf, running = x.detach().requires_grad_(), (mean.clone(), var.clone())
@@ -179,7 +182,7 @@ def test_any_shape_and_strides(shape, rows, channels, order, step_size, training
         else:
             y = bpF.activation(F.batch_norm(leaf, *running, gamma, beta, training), activation)
         results.append((y, *torch.autograd.grad(y, leaf, dy), *running))
-    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(*results, **within(1e-8, 1e-8))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -189,15 +192,15 @@ def test_channels_last_gradient_is_right(activation: str | None, training: bool,
     """Another library's dx was off by 4.0 of 4.7 for channels_last with an activation."""
     shape, formats = (3, 4, 5, 2), (torch.contiguous_format, torch.channels_last)
     for x_format, dy_format in itertools.product(formats, formats):
-        ours = nn.BatchNormAct2d(4, activation=activation).double().train(training)
-        theirs = torch.nn.BatchNorm2d(4).double().train(training)
-        x = torch.randn(shape).double().contiguous(memory_format=x_format).requires_grad_()
-        dy = torch.randn(shape).double().contiguous(memory_format=dy_format)
+        ours = nn.BatchNormAct2d(4, activation=activation).to(widest()).train(training)
+        theirs = torch.nn.BatchNorm2d(4).to(widest()).train(training)
+        x = torch.randn(shape).to(widest()).contiguous(memory_format=x_format).requires_grad_()
+        dy = torch.randn(shape).to(widest()).contiguous(memory_format=dy_format)
         y, expected = ours(x), bpF.activation(theirs(x), activation or "identity")
         assert y.is_contiguous(memory_format=x_format)
-        torch.testing.assert_close(y, expected, **EXACT)
+        torch.testing.assert_close(y, expected, **within(**EXACT))
         (dx,) = torch.autograd.grad(y, x, dy, create_graph=not fused)
-        torch.testing.assert_close(dx, torch.autograd.grad(expected, x, dy)[0], **EXACT)
+        torch.testing.assert_close(dx, torch.autograd.grad(expected, x, dy)[0], **within(**EXACT))
         if activation is None:
             assert y.stride() == expected.stride()
 
@@ -225,13 +228,13 @@ def test_evaluation_gradient_uses_the_running_statistics(activation: str | None)
 
 def test_evaluation_gradient_outlives_a_training_step() -> None:
     """The buffers move between forward and backward, as when a critic is evaluated and then trained."""
-    bn = nn.BatchNorm1d(3).double().eval()
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    bn = nn.BatchNorm1d(3).to(widest()).eval()
+    x = torch.randn(4, 3, dtype=widest(), requires_grad=True)
     y = bn(x)
     slope = (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().clone()
-    bn.train()(10 * torch.randn(8, 3).double())
+    bn.train()(10 * torch.randn(8, 3).to(widest()))
     y.sum().backward()
-    torch.testing.assert_close(x.grad, slope.expand(4, 3), **EXACT)
+    torch.testing.assert_close(x.grad, slope.expand(4, 3), **within(**EXACT))
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e3, 1e5, -1e5])

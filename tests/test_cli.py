@@ -17,6 +17,8 @@ import bp_torch
 from bp_torch import cli
 from bp_torch.recipes.modules import Classifier
 
+ONE_BACKEND = "what the command line answers depends on no backend"
+
 QUICK = [
     *("--config", "digits"),
     *("--model.network.hidden_features", "[16,16]"),

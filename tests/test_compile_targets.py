@@ -17,6 +17,8 @@ import compile_targets
 import pytest
 import triton
 
+ONE_BACKEND = "compiles the kernels, runs none"
+
 HERE = Path(__file__).parent
 TABLE = HERE.parent / "docs" / "kernels.md"
 OUTSIDE_THE_INTERPRETER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

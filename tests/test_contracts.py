@@ -22,6 +22,8 @@ import bp_torch
 import bp_torch.functions
 from bp_torch.functions.function import Function
 
+ONE_BACKEND = "its own fixture `backend` runs every case on both"
+
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_backend = pytest.mark.parametrize(
     "backend", ["torch", "triton", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True

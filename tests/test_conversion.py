@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.utils.parametrizations as parametrizations
+from cases import widest, within
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -101,7 +102,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.fixture(params=MODELS)
 def model_and_input(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     make, shape = MODELS[request.param]
-    return make().double(), torch.randn(shape, dtype=torch.float64)
+    return make().to(widest()), torch.randn(shape, dtype=widest())
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -194,16 +195,16 @@ def test_batch_norm_and_activation_become_one() -> None:
 
 @pytest.mark.parametrize("cls", [cls for cls in _ACTIVATION_KEYS if cls is not bp_torch.nn.Softplus])
 def test_every_activation_fuses_to_the_same_values(cls: type[nn.Module]) -> None:
-    linear = nn.Linear(5, 4).double()
+    linear = nn.Linear(5, 4).to(widest())
     plain = nn.Sequential(linear, getattr(nn, cls.__name__, cls)())
-    x = torch.randn(6, 5, dtype=torch.float64)
+    x = torch.randn(6, 5, dtype=widest())
     expected = run(plain, x)
     bp_torch.convert(plain)
     assert type(plain[0]) is bp_torch.nn.Dense
     assert plain[0].activation == _ACTIVATION_KEYS[cls]
     # torch's backward of hardsigmoid holds 1/6 in float32; ours does not.
     exact = 1e-7 if cls is bp_torch.nn.Hardsigmoid else 1e-12
-    torch.testing.assert_close(run(plain, x), expected, rtol=exact, atol=1e-14)
+    torch.testing.assert_close(run(plain, x), expected, **within(exact, 1e-14))
 
 
 # Nothing else changes
@@ -228,13 +229,13 @@ def test_same_outputs_gradients_and_state(
     if not fuse:
         assert not any(isinstance(m, bp_torch.nn.Dense) or "Act" in type(m).__name__ for m in model.modules())
     for _ in range(2):  # the second step sees what the first did to the running statistics
-        torch.testing.assert_close(run(model, x), run(original, x), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(model.state_dict(), original.state_dict(), rtol=1e-13, atol=0)
+        torch.testing.assert_close(run(model, x), run(original, x), **within(1e-12, 1e-13))
+    torch.testing.assert_close(model.state_dict(), original.state_dict(), **within(1e-13, 0))
     for module, other in zip(model.train().modules(), model.eval().modules(), strict=True):
         assert module is other
         assert not module.training
     with torch.no_grad():
-        torch.testing.assert_close(model(x), original.eval()(x), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(model(x), original.eval()(x), **within(1e-12, 1e-13))
 
 
 def test_state_dict_loads_both_ways(model_and_input: tuple[nn.Module, Tensor]) -> None:
@@ -536,7 +537,8 @@ def test_other_things_than_modules_are_refused(function: Callable, wrong: object
 
 
 def moved(model: nn.Module) -> nn.Module:
-    return model.float().double()
+    other = torch.float32 if widest() == torch.float64 else torch.float64
+    return model.to(other).to(widest())
 
 
 def pickled(model: nn.Module) -> nn.Module:
@@ -577,7 +579,7 @@ def test_revert_brings_the_original_back(
         trained(original)
     if between is moved:
         moved(original)
-    torch.testing.assert_close(run(converted, x), run(original, x), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(run(converted, x), run(original, x), **within(1e-12, 1e-13))
     objects = [id(module) for module in converted.modules()]
 
     assert bp_torch.revert(converted) is converted
@@ -586,7 +588,7 @@ def test_revert_brings_the_original_back(
     assert [id(module) for module in converted.modules()] == objects
     assert [vars(a).keys() for a in converted.modules()] == [vars(b).keys() for b in original.modules()]
     assert state(converted) == state(original)
-    torch.testing.assert_close(run(converted, x), run(original, x), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(run(converted, x), run(original, x), **within(1e-12, 1e-13))
 
 
 def test_references_to_modules_stay_valid() -> None:

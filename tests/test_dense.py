@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import torch_activation
+from cases import torch_activation, widest, written_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,7 +29,7 @@ def gradients(f, *inputs: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def make(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    return torch.randn(shape, dtype=widest(), requires_grad=True)
 
 
 @settings(max_examples=25)
@@ -44,8 +44,7 @@ def test_linear_equals_torch_for_any_shape_and_stride(
 ) -> None:
     inner, outer = widths
     x, b = make(*batch, inner), make(outer) if bias else None
-    W = torch.randn(inner, outer, dtype=torch.float64).mT if transposed else torch.randn(outer, inner).double()
-    W.requires_grad_()
+    W = make(inner, outer).detach().mT.requires_grad_() if transposed else make(outer, inner)
     torch.testing.assert_close(gradients(bpF.linear, x, W, b), gradients(F.linear, x, W, b))
 
 
@@ -61,7 +60,7 @@ def test_dense_equals_its_parts(key: str, p: float, residual: bool, bias: bool, 
     x, W = make(4, 3), make(5, 3)
     b, r = make(5) if bias else None, make(4, 5) if residual else None
     torch.manual_seed(5)
-    mask = draw_mask(torch.empty(4, 5), p) if training and p else None
+    mask = written_out(draw_mask(torch.empty(4, 5), p), (4, 5), p) if training and p else None
 
     def parts(x, W, b, r):
         a = torch_activation(key)(F.linear(x, W, b), *ACTIVATIONS[key].parameters.values())
@@ -91,7 +90,7 @@ def test_weight_gradient_of_a_first_layer_whose_input_needs_none() -> None:
 
 def test_transposed_upstream_gradient_after_an_activation() -> None:
     x, W, b = make(4, 4), make(4, 4), make(4)
-    dy = torch.randn(4, 4, dtype=torch.float64).mT
+    dy = torch.randn(4, 4, dtype=widest()).mT
     ours = torch.autograd.grad(bpF.dense(x, W, b, activation="silu"), (x, W, b), dy)
     theirs = torch.autograd.grad(F.silu(F.linear(x, W, b)), (x, W, b), dy)
     torch.testing.assert_close(ours, theirs)
@@ -102,7 +101,7 @@ def test_gradient_penalty_keeps_every_term() -> None:
     x = make(4, 3)
 
     def penalty(layer) -> tuple[Tensor, ...]:
-        W, b = (t.double().detach().requires_grad_() for t in (torch.ones(5, 3) / 3, torch.ones(5) / 7))
+        W, b = (t.to(widest()).requires_grad_() for t in (torch.ones(5, 3) / 3, torch.ones(5) / 7))
         (dx,) = torch.autograd.grad(layer(x, W, b).sin().sum(), x, create_graph=True)
         return torch.autograd.grad((dx.norm(dim=1) - 1).square().sum(), (W, b))
 

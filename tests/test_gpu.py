@@ -20,6 +20,8 @@ from bp_torch import functional as bpF
 from bp_torch import nn
 from bp_torch import triton_kernels as kernels
 
+ONE_BACKEND = "chooses the kernels, on a GPU"
+
 pytestmark = pytest.mark.gpu
 GIB = 2**30
 

@@ -20,6 +20,8 @@ from bp_torch import triton_kernels as kernels
 from bp_torch.triton_kernels import launch, tuning
 from bp_torch.triton_kernels.launch import TABLE, Block, block_for, grid_of, warps_of
 
+ONE_BACKEND = "about the kernels alone"
+
 CPU = torch.device("cpu")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -64,7 +65,7 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
 def test_last_partial_block_of_rows_counts(name: str) -> None:
     for rows in (1, 7, 16, 17, 33, 130):
-        x, t = torch.randn(rows, 5, dtype=torch.float64), torch.randint(0, 5, (rows,))
+        x, t = torch.randn(rows, 5, dtype=widest()), torch.randint(0, 5, (rows,))
         for reduction in ("none", "mean", "sum"):
             assert_same(name, x, t, reduction=reduction)
 
@@ -73,7 +74,7 @@ def test_last_partial_block_of_rows_counts(name: str) -> None:
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
 @pytest.mark.parametrize("ignored", [-100, -1, 0, 2, 77])
 def test_ignore_index_is_not_ignored(name: str, ignored: int) -> None:
-    x, t = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 4, (9,))
+    x, t = torch.randn(9, 4, dtype=widest()), torch.randint(0, 4, (9,))
     t[[1, 8]] = ignored
     assert_same(name, x, t, ignore_index=ignored)
     changed = x.clone()
@@ -123,12 +124,12 @@ def test_one_gradient_for_each_input() -> None:
 def test_class_options(
     shape: list[int], weighted: bool, smoothing: float, ignored: int, reduction: str, transposed: bool
 ) -> None:
-    x = torch.randn(*reversed(shape), dtype=torch.float64).permute(*reversed(range(len(shape))))
+    x = torch.randn(*reversed(shape), dtype=widest()).permute(*reversed(range(len(shape))))
     x = x if transposed else x.contiguous()
     K = shape[0] if len(shape) == 1 else shape[1]
     t = torch.randint(0, K, () if len(shape) == 1 else (shape[0], *shape[2:]))
     options = {"ignore_index": ignored, "reduction": reduction}
-    w = (torch.rand(K, dtype=torch.float64) + 0.1) if weighted else None
+    w = (torch.rand(K, dtype=widest()) + 0.1) if weighted else None
     # The weight is a constant here, so it goes in as an option.
     assert_same("cross_entropy", x, t, weight=w, label_smoothing=smoothing, **options)
     assert_same("nll_loss", x.contiguous(), t, weight=w, **options)  # torch's backward refuses some other layouts
@@ -149,8 +150,8 @@ def test_class_options(
     frozen=st.booleans(),
 )
 def test_probability_options(shape: list[int], weighted: bool, smoothing: float, reduction: str, frozen: bool) -> None:
-    x, q = torch.randn(2, *shape, dtype=torch.float64).unbind()
-    w = torch.rand(shape[0] if len(shape) == 1 else shape[1], dtype=torch.float64)
+    x, q = torch.randn(2, *shape, dtype=widest()).unbind()
+    w = torch.rand(shape[0] if len(shape) == 1 else shape[1], dtype=widest())
     options = {"label_smoothing": smoothing, "reduction": reduction}
     if frozen:
         leaves = [x.clone().requires_grad_() for _ in range(2)]
@@ -301,7 +302,7 @@ def test_any_shape(name: str, shape: list[int], reduction: str, swapped: bool, d
 @pytest.mark.parametrize("name", ERROR_LOSSES)
 def test_broadcast_warns_as_torch_does(name: str) -> None:
     for shapes in (((4, 3), (3,)), ((3,), (4, 3)), ((4, 1), (4, 3))):
-        x, t = (torch.randn(s, dtype=torch.float64) for s in shapes)
+        x, t = (torch.randn(s, dtype=widest()) for s in shapes)
         with pytest.warns(UserWarning, match="Using a target size"):
             assert_same(name, x, t)
 
@@ -309,7 +310,7 @@ def test_broadcast_warns_as_torch_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss"])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_weight_of_differences(name: str, reduction: str) -> None:
-    x, t, w = torch.randn(3, 4, 3, dtype=torch.float64).unbind()
+    x, t, w = torch.randn(3, 4, 3, dtype=widest()).unbind()
     ours, theirs = [], []
     for module, found in ((bpF, ours), (F, theirs)):
         leaves = [u.clone().requires_grad_() for u in (x, t, w.abs())]
@@ -342,9 +343,9 @@ def test_bce_tails() -> None:
 
 
 def test_bce_weights_broadcast() -> None:
-    x, t = torch.randn(2, 3, 4, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64)
+    x, t = torch.randn(2, 3, 4, dtype=widest()), torch.rand(2, 3, 4, dtype=widest())
     for shape in ((), (4,), (3, 1), (2, 3, 4)):
-        w, pi = torch.rand(2, *shape, dtype=torch.float64).unbind()
+        w, pi = torch.rand(2, *shape, dtype=widest()).unbind()
         for reduction in ("none", "mean", "sum"):
             assert_same("binary_cross_entropy_with_logits", x, t, weight=w, pos_weight=pi, reduction=reduction)
 

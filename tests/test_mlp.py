@@ -8,7 +8,7 @@ import pickle
 import jsonargparse
 import pytest
 import torch
-from cases import torch_activation
+from cases import torch_activation, widest
 from torch import Tensor
 
 from bp_torch import nn
@@ -42,8 +42,8 @@ def by_torch(mlp: nn.MLP, x: Tensor, key: str, norm: str | None, residual: bool)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_equals_torchs_layers(key: str, norm: str | None, residual: bool, bias: bool) -> None:
-    mlp = nn.MLP(5, WIDTHS, 3, activation=key, norm=norm, residual=residual, bias=bias, dtype=torch.float64)
-    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    mlp = nn.MLP(5, WIDTHS, 3, activation=key, norm=norm, residual=residual, bias=bias, dtype=widest())
+    x = torch.randn(7, 5, dtype=widest(), requires_grad=True)
     wanted = [x, *mlp.parameters()]
     ours, theirs = mlp(x), by_torch(mlp, x, key, norm, residual)
     torch.testing.assert_close(ours, theirs)

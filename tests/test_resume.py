@@ -18,6 +18,8 @@ pytest.importorskip("lightning")
 from bp_torch import cli
 from bp_torch.recipes.modules import Classifier
 
+ONE_BACKEND = "what a run keeps on disk depends on no backend"
+
 EPOCHS = 4
 SMALL = [
     "fit",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,7 +40,7 @@ def both(name: str, x: Tensor, *args: Any, **options: Any) -> list[tuple[Tensor,
 def test_any_shape_and_dimension(name: str, shape: list[int], data: st.DataObject) -> None:
     dim = data.draw(st.integers(-max(len(shape), 1), max(len(shape), 1) - 1))
     order = data.draw(st.permutations(range(len(shape))))
-    x = 3 * torch.randn([shape[i] for i in order], dtype=torch.float64)
+    x = 3 * torch.randn([shape[i] for i in order], dtype=widest())
     x = x.permute([order.index(i) for i in range(len(shape))])
     ours, theirs = both(name, x, dim)
     torch.testing.assert_close(ours, theirs)
@@ -87,6 +88,7 @@ def test_misuse_raises_what_torch_raises(name: str, x: Any, dim: Any) -> None:
         getattr(bpF, name)(x, dim)
 
 
+@pytest.mark.one_backend("torch", "about the formulas' fast path; the kernels have test_triton_softmax.py")
 @pytest.mark.parametrize("function", [SoftmaxFunction, LogSoftmaxFunction])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_aten_kernel_equals_the_formula(function: type, dtype: torch.dtype) -> None:

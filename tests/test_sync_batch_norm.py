@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import bp_torch
 import bp_torch.functional as bpF
 from bp_torch import nn
 
@@ -34,16 +37,23 @@ def run_in_group(worker: Callable[..., None], world: int, folder: Path, *args: A
     """``worker(rank, world, *args)`` in each of ``world`` processes that form a gloo group."""
     # The server imports torch once, and has no threads that a fork could lose.
     multiprocessing.set_forkserver_preload(["bp_torch", "torch.distributed", "torch.multiprocessing"])
-    mp.start_processes(_member, (worker, world, str(folder / "store"), args), nprocs=world, start_method="forkserver")
+    given = (worker, world, str(folder / "store"), bp_torch.backends.current_backend(), args)
+    mp.start_processes(_member, given, nprocs=world, start_method="forkserver")
 
 
-def _member(rank: int, worker: Callable[..., None], world: int, store: str, args: tuple[Any, ...]) -> None:
+def _member(
+    rank: int, worker: Callable[..., None], world: int, store: str, backend: str, args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
+    # conftest.py's warning of float64 and numpy's of infinities, in this process too.
+    warnings.filterwarnings("ignore", r"bp_torch: backend 'triton' .* there are no \w+ kernels: the torch formulas run")
+    np.seterr(all="ignore")
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
     try:
-        worker(rank, world, *args)
+        with bp_torch.backend(backend):
+            worker(rank, world, *args)
     finally:
         dist.destroy_process_group()
 

@@ -12,6 +12,8 @@ from bp_torch import functional as bpF
 from bp_torch import triton_kernels as kernels
 from bp_torch.functions.activation import ACTIVATIONS
 
+ONE_BACKEND = "about the kernels alone"
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -13,6 +13,8 @@ import bp_torch
 from bp_torch import functional as bpF
 from bp_torch import triton_kernels as kernels
 
+ONE_BACKEND = "about the kernels alone"
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 both = pytest.mark.parametrize("name", ["softmax", "log_softmax"])

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+ONE_BACKEND = "about what is installed"
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Where each folder of the repository is found in the wheel.
