@@ -25,6 +25,7 @@ from .measure import Case, measure
 from .providers import Setup
 from .training import Training
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 KINDS = ("overhead", "layer", "model")
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -113,12 +114,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such row: --kind {options.kind}, --only {options.only}, --part {options.part}")
     if options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
-    threads = torch.get_num_threads()
+    threads, cache = torch.get_num_threads(), os.environ.get(CACHE)
     torch.set_num_threads(options.threads)
     try:
-        return run(options, {name: rows[name] for name in names}, list(rows))
+        # Compilation starts from nothing, so that the time of the first call is that of compiling.
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as os.environ[CACHE]:
+            return run(options, {name: rows[name] for name in names}, list(rows))
     finally:
         torch.set_num_threads(threads)
+        os.environ.pop(CACHE)
+        if cache is not None:
+            os.environ[CACHE] = cache
 
 
 def run(options: argparse.Namespace, rows: dict[str, Callable[[str, torch.dtype], Case]], order: Sequence[str]) -> int:
@@ -132,19 +138,16 @@ def run(options: argparse.Namespace, rows: dict[str, Callable[[str, torch.dtype]
     wrong = 0
     paths: Sequence[Path] = ()
     done: list[dict[str, Any]] = []
-    # Compilation starts from nothing, so that the time of the first call is that of compiling.
-    with tempfile.TemporaryDirectory(prefix="benchmarks-") as cache:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
-        for name, make in rows.items():
-            kind = name.split()[0]
-            modes = providers.MODES if kind == "model" else providers.MODES[:2]
-            # torch.compile has no short path for calls: its overhead is that of its guards, a matter of its own.
-            these = ["bp_torch", "torch", "operator"] if kind == "overhead" else names
-            found = measure(make(device, dtype), device, modes, these, repeats, options.seconds)
-            wrong += sum(row["status"] == "wrong" for row in found)
-            done += found
-            if options.out or not options.tiny:  # after each row, so that little is lost when a run is stopped
-                paths = report.write(options.out or report.RESULTS, about, done, order)
+    for name, make in rows.items():
+        kind = name.split()[0]
+        modes = providers.MODES if kind == "model" else providers.MODES[:2]
+        # A compiled call's overhead is that of its guards: a matter of its own.
+        these = ["bp_torch", "torch", "operator"] if kind == "overhead" else names
+        found = measure(make(device, dtype), device, modes, these, repeats, options.seconds)
+        wrong += sum(row["status"] == "wrong" for row in found)
+        done += found
+        if options.out or not options.tiny:  # after each row, so that little is lost when a run is stopped
+            paths = report.write(options.out or report.RESULTS, about, done, order)
     for path in paths:
         print(path)
     return 1 if wrong else 0

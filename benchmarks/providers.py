@@ -167,12 +167,13 @@ def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
     return ""
 
 
-def inexact(what: str, found: Tensor, theirs: Tensor, right: Tensor, size: float) -> str:
-    """How ``found`` differs from ``right`` by more than twice as much as torch's result does, and a rounding of
-    numbers of that size; or ""."""
+def inexact(what: str, found: Tensor, theirs: Tensor, right: Tensor, size: float, least: float = 0.0) -> str:
+    """How ``found`` differs from ``right`` by more than twice as much as torch's result does (taken as ``least`` at
+    least), and a rounding of numbers of that size; or ""."""
     if found.shape != theirs.shape or found.dtype != theirs.dtype:
         return f"{what} is {found.dtype} {tuple(found.shape)}, torch's {theirs.dtype} {tuple(theirs.shape)}"
     error, allowed = ((t.double() - right).norm().item() for t in (found, theirs))
+    allowed = max(allowed, least)
     rounding = torch.finfo(theirs.dtype).eps / 2 * size
     if error <= 2 * allowed + rounding:
         return ""
