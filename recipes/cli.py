@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import logging
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, Trainer
@@ -28,11 +30,13 @@ from .callbacks import (
     EpochSeeds,
     GradientNorms,
     History,
+    Summary,
     stop_reason,
 )
 from .data import Data
 from .modules import Task, parameter_groups
 from .runs import find_checkpoint, new_run, run_of
+from .schedules import build
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -108,15 +112,18 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose `default_root_dir` is the folder of this run. A new one is made, if all else is in order."""
+        given = self._get(self.config_init, "trainer")
         check_optimizer(self.model)
         self.datamodule.setup("fit")
         self.model.check(self.datamodule)
+        check_schedule(self.model, self.datamodule, given)
         if self.checkpoint is not None:
             check_fits(self.checkpoint, self.model, str(self.settings.ckpt_path))
-        given = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [EpochSeeds(), GradientNorms(), History()]
         if given.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
+        if given.enable_model_summary is not False:
+            callbacks.append(Summary())
         kwargs["callbacks"] = [*callbacks, *(given.callbacks or [])]
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         recorded = self.subcommand == "fit" and not given.fast_dev_run
@@ -180,6 +187,8 @@ class RecipeCLI(LightningCLI):
             outputs=outputs,
             task=self.model,
             data=self.datamodule,
+            rates=self.callback(History).rates,
+            callbacks=self.trainer.callbacks,  # type: ignore[attr-defined]
         )
         if self.settings.report:
             report.write(self.outcome)
@@ -214,9 +223,9 @@ def map_configs(arguments: list[str]) -> list[str]:
     mapped = list(arguments)
     for i, argument in enumerate(mapped):
         if i and mapped[i - 1] in ("-c", "--config"):
-            mapped[i] = find_config(argument)
+            mapped[i] = require_settings(find_config(argument))
         elif argument.startswith("--config="):
-            mapped[i] = "--config=" + find_config(argument.removeprefix("--config="))
+            mapped[i] = "--config=" + require_settings(find_config(argument.removeprefix("--config=")))
     return mapped
 
 
@@ -227,7 +236,24 @@ def find_config(name: str) -> str:
     if shipped.is_file():
         return str(shipped)
     names = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
-    raise ConfigError(f"--config: there is no file {name!r}, and the shipped ones are {', '.join(names)}")
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    listed = [name for name in names if "/" not in name]
+    listed += [f"{sum(name.startswith(f'{folder}/') for name in names)} in {folder}/" for folder in folders]
+    alike = difflib.get_close_matches(name.rsplit("/", 1)[-1], [n.rsplit("/", 1)[-1] for n in names], 1, 0.5)
+    meant = [n for n in names if n.rsplit("/", 1)[-1] in alike]
+    hint = f"; did you mean {meant[0]}?" if meant else ""
+    raise ConfigError(f"--config: there is no file {name!r}, and the shipped ones are {', '.join(listed)}{hint}")
+
+
+def require_settings(path: str) -> str:
+    """The path, unless its file is empty: jsonargparse's own message would not say so."""
+    try:
+        empty = yaml.safe_load(Path(path).read_text("utf-8")) is None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        empty = False  # it refuses the rest itself
+    if empty:
+        raise ConfigError(f"--config: {path} holds no settings")
+    return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -247,15 +273,24 @@ def flatten(settings: Namespace) -> dict[str, Any]:
 
 
 def check_optimizer(model: Task) -> None:
-    """Build optimizer and schedule once, for their refusals."""
-    key = "model.init_args.optimizer"
+    """Build the optimizer once, for its refusals."""
     try:
-        optimizer = model.make_optimizer(parameter_groups(model))
-        key = "model.init_args.schedule"
-        if model.make_schedule is not None:
-            model.make_schedule(optimizer)
+        model.make_optimizer(parameter_groups(model))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"model.init_args.optimizer: {error}") from error
+
+
+def check_schedule(model: Task, data: Data, trainer: Namespace) -> None:
+    """Build the schedule once, for its refusals, for a run of about the planned length."""
+    if model.make_schedule is None:
+        return
+    length = trainer.max_epochs or (1000 if trainer.max_steps in (None, -1) else trainer.max_steps)
+    if model.interval == "step" and trainer.max_steps in (None, -1):
+        length *= -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
+    try:
+        build(model.make_schedule, model.make_optimizer(parameter_groups(model)), max(length, 1), model.interval)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.init_args.schedule: {error}") from error
 
 
 def check_fits(checkpoint: dict[str, Any], model: torch.nn.Module, path: str) -> None:

@@ -216,12 +216,13 @@ class ArrayData(Data):
         x, *rest = tensors
         return self.standardize(x), *rest
 
-    def train_dataloader(self) -> Batches:
-        def transform(batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-            x, *rest = batch
-            return self.prepare(x if self.augment is None else self.augment(x, generator), *rest)
+    def training_batch(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """A batch of recorded rows, augmented and standardized."""
+        x, *rest = batch
+        return self.prepare(x if self.augment is None else self.augment(x, generator), *rest)
 
-        return Batches(self.splits["train"], self.batch_size, self.seed, transform)
+    def train_dataloader(self) -> Batches:
+        return Batches(self.splits["train"], self.batch_size, self.seed, self.training_batch)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         from .baselines import classification_baselines

@@ -55,12 +55,66 @@ def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
     return figure
 
 
-def learning_rate(rows: Rows) -> Figure:
-    """The learning rate that each epoch ended with."""
+def learning_rate(rows: Rows, rates: Sequence[tuple[int, float]] = ()) -> Figure:
+    """The learning rate of each optimizer step, (step, rate); of each epoch's last step where these are not known."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = _over_epochs(figure, (1, 1, 1), "Learning rate", "learning rate of the epoch's last step")
-    axes.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=TRAIN)
+    axes = _over_epochs(figure, (1, 1, 1), "Learning rate", "learning rate")
+    if rates:
+        axes.set_xlabel("optimizer step")
+        axes.plot([step for step, _ in rates], [rate for _, rate in rates], color=TRAIN, drawstyle="steps-post")
+        if len(rows) > 1:
+            per_epoch = rows[-1]["step"] / len(rows)
+            epochs = axes.secondary_xaxis(-0.22)
+            epochs.set_xticks([row["step"] for row in rows][:: -(-len(rows) // 10)], labels=None)
+            epochs.xaxis.set_major_formatter(lambda step, _: f"{step / per_epoch:.0f}")
+            epochs.set_xlabel("epoch")
+    else:
+        axes.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color=TRAIN)
+        axes.set_ylabel("learning rate of the epoch's last step")
     axes.set_ylim(bottom=0)
+    return figure
+
+
+def learning_rate_test(rates: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:
+    """The smoothed training loss while the learning rate rises, and the rate that was chosen."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = _axes(figure, (1, 1, 1), "Learning-rate finder", "learning rate", "training loss, smoothed")
+    axes.grid(alpha=0.3)
+    points = [(rate, loss) for rate, loss in zip(rates, losses, strict=False) if np.isfinite(loss)]
+    axes.plot(*zip(*points, strict=True), color=TRAIN)
+    axes.axvline(chosen, color=VAL, linestyle=":", label=f"steepest fall: {chosen:.2g}")
+    axes.set_xscale("log")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def penalty(rows: Rows) -> Figure:
+    """The penalties beside the training loss, which they are not part of."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = _over_epochs(figure, (1, 1, 1), "Penalty, apart from the loss", "mean over the epoch")
+    labels = {"train_loss": "training loss", "penalty": "penalty", "l1_penalty": "λ Σ |w| at the end of the epoch"}
+    for name, label in labels.items():
+        if name in rows[0]:
+            axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def sparsity(rows: Rows, best_epoch: int = 0) -> Figure:
+    """The share of weights that are exactly zero, by layer from the first (dark) to the last (bright), and of all."""
+    names = [name for name in rows[0] if name.startswith("sparsity/")]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = _over_epochs(figure, (1, 1, 1), "Weights that are exactly zero", "share of the layer's weights")
+    epochs = [row["epoch"] for row in rows]
+    for name, colour in zip(names, colormaps["viridis"](np.linspace(0, 0.92, len(names))), strict=True):
+        axes.plot(epochs, [row[name] for row in rows], color=colour, label=name.removeprefix("sparsity/"))
+    axes.plot(epochs, [row["sparsity"] for row in rows], color="black", linewidth=2, label="all")
+    if best_epoch:
+        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(0, 1)
+    axes.legend(title="first layer to last", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bp_torch import nn
+from bp_torch import functional, nn
 
 from . import ConfigError
+from .schedules import build
 
 if TYPE_CHECKING:
     from .data import Data
@@ -31,7 +33,8 @@ class Task(LightningModule):
         network: any module from the first member of a batch to an output, such as `bp_torch.nn.MLP`.
         optimizer: called with the parameters; matrices in one group, biases and norm parameters in a second one that
             is exempt from weight decay.
-        schedule: called with the optimizer; None keeps the learning rate.
+        schedule: called with the optimizer; None keeps the learning rate. A length that is 0, such as `T_max`, becomes
+            that of the run, and a `max_lr` of 0 the optimizer's rate (`schedules.build`).
         interval: whether the schedule advances with each epoch or with each optimizer step.
         monitor: the metric that `ReduceLROnPlateau` watches.
         penalty: added to the training loss: a module called with the network's matrices, such as
@@ -55,6 +58,7 @@ class Task(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.interval, self.monitor = interval, monitor
         self.penalty = penalty
+        self.lr: float | None = None  # what a learning-rate finder found, in place of the optimizer's own
 
     def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The mean loss over a batch, and other numbers to log; `self.training` tells training from measuring."""
@@ -104,20 +108,36 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self))
+        if self.lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
         if self.make_schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
     def _scheduler(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.make_schedule is not None
-        schedule = self.make_schedule(optimizer)
+        try:
+            schedule = build(self.make_schedule, optimizer, self._length(), self.interval)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.init_args.schedule: {error}") from error
         if not isinstance(schedule, ReduceLROnPlateau):
             return {"scheduler": schedule, "interval": self.interval}
         # Lightning advances this one at the end of an epoch, but after the epoch's checkpoint is saved, so a resumed
         # run would be an epoch behind. "Every so many steps" comes before, and is the same moment otherwise.
-        self.trainer.estimated_stepping_batches  # noqa: B018  counts the batches of an epoch
         frequency = int(self.trainer.num_training_batches) if self.interval == "epoch" else 1
         return {"scheduler": schedule, "interval": "step", "frequency": frequency, "monitor": self.monitor}
+
+    def _length(self) -> int:
+        """The length of the whole run, in the unit in which the schedule advances; 0 if it has no end."""
+        steps = self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        if self.interval == "epoch" and epochs is not None and epochs > 0:
+            return epochs
+        if not math.isfinite(steps):
+            return 0
+        batches = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
+        return int(steps) if self.interval == "step" else -(-int(steps) // max(1, batches))
 
 
 class Classifier(Task):
@@ -127,10 +147,14 @@ class Classifier(Task):
 
     Args:
         label_smoothing: as in `CrossEntropyLoss`; training loss only.
+        class_weight: "balanced" weighs the rows of class c by w_c = n / (k n_c), for n training rows, k classes and
+            n_c training rows of c; or the weight of each class. The mean is then Σ w loss / Σ w. Training loss only,
+            so that losses of runs with and without it compare.
         The others: as in `Task`.
     """
 
     formats: ClassVar[dict[str, str]] = {"accuracy": ".2%", "loss": ".4f"}
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -141,16 +165,47 @@ class Classifier(Task):
         monitor: str = "val_loss",
         penalty: torch.nn.Module | None = None,
         label_smoothing: float = 0.0,
+        class_weight: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         super().__init__(network, optimizer, schedule, interval, monitor, penalty)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-        self.training_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        if isinstance(class_weight, (list, tuple)) and not all(0 <= w < math.inf for w in class_weight):
+            raise ValueError(f"class_weight must be numbers that are finite and ≥ 0, got {class_weight}")
+        self.label_smoothing, self.class_weight = label_smoothing, class_weight
         self.loss = nn.CrossEntropyLoss()
+        # Not in checkpoints: it comes from the training split, which a checkpoint's seed gives again.
+        self.register_buffer("weights", None, persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Take class weights from the training split."""
+        if stage == "fit" and self.class_weight is not None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if data is None:
+                raise ConfigError("model.init_args.class_weight: needs a data module, for its training split")
+            self.weights = self.weigh(data).to(self.device)
+
+    def weigh(self, data: Data) -> Tensor:
+        """The weight of each class, (classes,)."""
+        key, classes = "model.init_args.class_weight", len(data.classes)
+        if self.class_weight != "balanced":
+            weights = torch.tensor(self.class_weight)
+            if len(weights) != classes:
+                raise ConfigError(f"{key}: {len(weights)} weights for {classes} classes")
+            return weights
+        counts = torch.bincount(data.splits["train"][1], minlength=classes)
+        if not counts.all():
+            missing = ", ".join(data.classes[int(c)] for c in (counts == 0).nonzero())
+            raise ConfigError(f"{key}: the training split has no row of class {missing}")
+        return counts.sum() / (classes * counts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (N, classes)."""
         return self.network(x.flatten(1))
+
+    def training_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The mean loss with label smoothing and class weights."""
+        return functional.cross_entropy(logits, y, self.weights, label_smoothing=self.label_smoothing)
 
     def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
         x, y = batch
@@ -167,6 +222,8 @@ class Classifier(Task):
             raise ConfigError(
                 f"model.init_args.network: two rows of data of {expected[1]} classes should give {expected}, not {got}"
             )
+        if self.class_weight is not None:
+            self.weigh(data)
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
         from .report import classification_sections

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,10 @@ class Outcome:
     """What `predict_step` gave for the test split."""
     task: Task
     data: Data
+    rates: Sequence[tuple[int, float]] = ()
+    """(step, learning rate) of each optimizer step."""
+    callbacks: Sequence[Any] = ()
+    """The trainer's. Those that have `report_sections(outcome)` add to the report."""
 
     @property
     def seconds(self) -> float:
@@ -94,12 +99,16 @@ def write(outcome: Outcome) -> Path:
     """Write `report.md` and `figures/*.png` into the folder of the run; return the report's path."""
     sections = [
         Section("curves", "Training", figures.curves(outcome.history, outcome.best_epoch, outcome.test)),
-        Section("learning_rate", "Learning rate", figures.learning_rate(outcome.history)),
+        Section("learning_rate", "Learning rate", figures.learning_rate(outcome.history, outcome.rates)),
     ]
     if any(name.startswith("grad_norm/") for name in outcome.history[0]):
         norms = figures.gradient_norms(outcome.history)
         sections.append(Section("gradient_norms", "Gradient norm by layer", norms))
-    sections += outcome.task.report_sections(outcome)
+    if {"penalty", "l1_penalty"} & set(outcome.history[0]):
+        sections.append(Section("penalty", "Penalty", figures.penalty(outcome.history)))
+    for part in (*outcome.callbacks, outcome.task):
+        if hasattr(part, "report_sections"):
+            sections += part.report_sections(outcome)
 
     folder = outcome.run / "figures"
     folder.mkdir(exist_ok=True)

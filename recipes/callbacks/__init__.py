@@ -3,6 +3,7 @@
 from .backprop_view import BackpropView, View, backprop_view
 from .convert import ConvertLayers
 from .gradient_flow import FlowRecorder, GradientFlow, flow_figure
+from .rate import LearningRateFinder, StopAfterReductions
 from .report import Report
 from .run import (
     AtomicCheckpointIO,
@@ -14,6 +15,8 @@ from .run import (
     replace_file,
     stop_reason,
 )
+from .sparsity import ProximalL1, SparsityReport
+from .summary import Summary
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -26,7 +29,12 @@ __all__ = [
     "GradientFlow",
     "GradientNorms",
     "History",
+    "LearningRateFinder",
+    "ProximalL1",
     "Report",
+    "SparsityReport",
+    "StopAfterReductions",
+    "Summary",
     "View",
     "backprop_view",
     "flow_figure",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder as LightningFinder
+from matplotlib.figure import Figure
 
 from .. import ConfigError, figures
 
@@ -57,7 +58,9 @@ class LearningRateFinder(LightningFinder):
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "figures"
                 folder.mkdir(parents=True, exist_ok=True)
-                figures.learning_rate_test(self.rates, self.losses, self.found).savefig(folder / "lr_finder.png", dpi=150)
+                figures.learning_rate_test(self.rates, self.losses, self.found).savefig(
+                    folder / "lr_finder.png", dpi=150
+                )
         setattr(pl_module, "lr" if hasattr(pl_module, "lr") else "learning_rate", self.found)
         trainer.strategy.setup_optimizers(trainer)  # Lightning's leaves the schedule at the rate it was made with
 
@@ -73,8 +76,12 @@ class LearningRateFinder(LightningFinder):
         if self.found is None:
             return []
         text = [f"The run started with a learning rate of {self.found:.3g}, where the loss fell most steeply."]
-        figure = figures.learning_rate_test(self.rates, self.losses, self.found)
-        return [Section("lr_finder", "Learning-rate finder", figure, text)]
+        return [Section("lr_finder", "Learning-rate finder", self.figure(), text)]
+
+    def figure(self) -> Figure:
+        """Loss against rate."""
+        assert self.found is not None
+        return figures.learning_rate_test(self.rates, self.losses, self.found)
 
 
 class StopAfterReductions(Callback):

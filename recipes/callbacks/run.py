@@ -92,18 +92,22 @@ class GradientNorms(Callback):
 class History(Callback):
     """Keep every logged number of every epoch, with the learning rate and the seconds that the epoch took.
 
+    `rates` are the learning rates of the first parameter group by optimizer step, as (steps before it, rate).
     The rows travel in the checkpoint, so a resumed run has the epochs before the kill. They are also written, after
     each epoch, to `metrics.csv` in the folder of the run.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.rates: list[tuple[int, float]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        if not self.rates or self.rates[-1][0] < trainer.global_step:  # a step may take several batches
+            self.rates.append((trainer.global_step, self.learning_rate))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("lr", self.learning_rate)
@@ -121,10 +125,11 @@ class History(Callback):
         file.write(text.getvalue().encode())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "rates": torch.tensor(self.rates, dtype=torch.float64)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self.rates = [(int(step), rate) for step, rate in state_dict.get("rates", torch.empty(0, 2)).tolist()]
 
 
 def require_metric(trainer: Trainer, key: str, name: str) -> None:
@@ -186,6 +191,8 @@ class Checkpoints(Checkpoint):
 def stop_reason(trainer: Trainer) -> str:
     """Why training ended, in words."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if reason := getattr(callback, "stop_reason", None):
+            return str(reason)
         if isinstance(callback, LightningEarlyStopping):
             if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
                 return f"{callback.monitor} had not improved for {callback.wait_count} epochs"

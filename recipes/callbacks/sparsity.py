@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .. import ConfigError
+from .. import ConfigError, figures
 
 if TYPE_CHECKING:
     from ..report import Outcome, Section
+
+
+KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 
 
 def step_size(optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> float | Tensor:
@@ -25,7 +29,7 @@ def step_size(optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> float |
         Adagrad    lr / (1 + (t - 1) lr_decay) / (√Σ g² + eps)
 
     Raises:
-        ConfigError: another optimizer.
+        TypeError: another optimizer.
     """
     state, rate = optimizer.state[p], float(group["lr"])
     match optimizer:
@@ -44,10 +48,7 @@ def step_size(optimizer: Optimizer, group: dict[str, Any], p: Tensor) -> float |
         case torch.optim.Adagrad():
             rate /= 1 + (float(state["step"]) - 1) * group["lr_decay"]
             return rate / state["sum"].sqrt().add_(group["eps"])
-    raise ConfigError(
-        f"ProximalL1: the step size of {type(optimizer).__name__} is not known; there are SGD, Adam, AdamW, RMSprop "
-        "and Adagrad"
-    )
+    raise TypeError(f"expected one of {', '.join(kind.__name__ for kind in KNOWN)}, got {type(optimizer).__name__}")
 
 
 def soft_threshold_(w: Tensor, threshold: float | Tensor) -> Tensor:
@@ -94,6 +95,12 @@ class ProximalL1(Callback):
         self.hooks: list[RemovableHandle] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            if not isinstance(optimizer, KNOWN):
+                raise ConfigError(
+                    f"ProximalL1: the step size of {type(optimizer).__name__} is not known, but those of "
+                    f"{', '.join(kind.__name__ for kind in KNOWN)}"
+                )
         self.hooks = [optimizer.register_step_post_hook(self.shrink) for optimizer in trainer.optimizers]
 
     @torch.no_grad()
@@ -102,14 +109,12 @@ class ProximalL1(Callback):
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.ndim > 1 and p.grad is not None:
-                    h = step_size(optimizer, group, p)
-                    soft_threshold_(p, h * self.weight * (-1 if group.get("maximize") else 1))
+                    soft_threshold_(p, step_size(optimizer, group, p) * self.weight)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stepped = {p for optimizer in trainer.optimizers for g in optimizer.param_groups for p in g["params"]}
-        with torch.no_grad():
-            sizes = [p.abs().sum() for p in stepped if p.ndim > 1]
-            pl_module.log("l1_penalty", self.weight * torch.stack(sizes).sum() if sizes else 0.0)
+        stepped = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+        sizes = [float(p.detach().abs().sum()) for p in stepped if p.ndim > 1]
+        pl_module.log("l1_penalty", self.weight * sum(sizes))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self.hooks:
@@ -123,36 +128,53 @@ class ProximalL1(Callback):
 class SparsityReport(Callback):
     """Log the share of exact zeros, of all weights as `sparsity` and by layer as `sparsity/<layer>`; report it.
 
-    Weights are parameters of two or more dimensions. The report has a figure over the epochs, and a table of the best
-    checkpoint's layers: zeros, outputs without any weight left (rows of the matrix), and inputs that nothing reads
-    (columns).
+    Weights are parameters of two or more dimensions. A figure over the epochs goes to `figures/sparsity.png` in the
+    trainer's `default_root_dir` when training ends. A recipe's report has it too, and the best checkpoint's `table`.
     """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layers = weights(pl_module)
-        for name, w in layers.items():
-            pl_module.log(f"sparsity/{name}", float((w == 0).double().mean()))
         total = sum(w.numel() for w in layers.values())
-        if total:
-            pl_module.log("sparsity", sum(int((w == 0).sum()) for w in layers.values()) / total)
+        shares = {f"sparsity/{name}": float((w == 0).double().mean()) for name, w in layers.items()}
+        shares["sparsity"] = sum(int((w == 0).sum()) for w in layers.values()) / max(total, 1)
+        for name, share in shares.items():
+            pl_module.log(name, share)
+        self.rows.append({"epoch": trainer.current_epoch + 1} | shares)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.rows and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir) / "figures"
+            folder.mkdir(parents=True, exist_ok=True)
+            figures.sparsity(self.rows).savefig(folder / "sparsity.png", dpi=150)
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from .. import figures
         from ..report import Section
 
-        lines = ["| layer | weights | zeros | outputs without weights | inputs not read |", "|---|---|---|---|---|"]
-        layers = weights(outcome.task)
-        for name, w in layers.items():
-            zero = (w == 0).flatten(1)
-            dead, unread = int(zero.all(1).sum()), int(zero.all(0).sum())
-            lines.append(
-                f"| {name} | {w.numel():,} | {int(zero.sum()):,} ({float(zero.double().mean()):.1%}) "
-                f"| {dead} of {len(zero)} | {unread} of {zero.shape[1]} |"
-            )
-        zeros, total = (sum(int(f(w)) for w in layers.values()) for f in ((lambda w: (w == 0).sum()), Tensor.numel))
-        lines.append(f"| all | {total:,} | {zeros:,} ({zeros / max(total, 1):.1%}) | | |")
-        text = ["Of the best checkpoint:", "", *lines]
-        return [Section("sparsity", "Sparsity by layer", figures.sparsity(outcome.history, outcome.best_epoch), text)]
+        text = [f"Of the best checkpoint, epoch {outcome.best_epoch}:", "", *table(outcome.task)]
+        return [Section("sparsity", "Sparsity by layer", figures.sparsity(self.rows, outcome.best_epoch), text)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+def table(module: torch.nn.Module) -> list[str]:
+    """Lines of Markdown: each layer's zeros, its outputs without any weight left (rows of the matrix) and the inputs
+    that nothing in it reads (columns)."""
+    lines = ["| layer | weights | zeros | outputs without weights | inputs not read |", "|---|---|---|---|---|"]
+    total = zeros = 0
+    for name, w in weights(module).items():
+        zero = (w == 0).flatten(1)
+        total, zeros = total + w.numel(), zeros + int(zero.sum())
+        dead, unread = int(zero.all(1).sum()), int(zero.all(0).sum())
+        share = f"{int(zero.sum()):,} ({float(zero.double().mean()):.1%})"
+        lines.append(f"| {name} | {w.numel():,} | {share} | {dead} of {len(zero)} | {unread} of {zero.shape[1]} |")
+    return [*lines, f"| all | {total:,} | {zeros:,} ({zeros / max(total, 1):.1%}) | | |"]
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
