@@ -126,7 +126,9 @@ def test_the_console_command_has_no_traceback() -> None:
     command = [sys.executable, "-m", "bp_torch.cli", "fit", "--config", "absent"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "bp-torch: error: --config: there is no file 'absent', and the shipped ones are digits\n"
+    assert ended.stderr.startswith("bp-torch: error: --config: there is no file 'absent', and the shipped ones are ")
+    assert "digits" in ended.stderr
+    assert ended.stderr.count("\n") == 1
     assert ended.stdout == ""
 
 
