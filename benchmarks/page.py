@@ -17,11 +17,11 @@ HEAD = """# Speed and memory
 <!-- Written by `python -m benchmarks report` from benchmarks/results/ and benchmarks/causes.md. Change those. -->
 
 Each row was computed by bp_torch, by torch.nn and by torch.compile of torch.nn's version, on the same inputs, in turns,
-in one process. A result was checked before it was timed: its error against float64 is at most twice that of torch.nn,
-gradients included, and dropout keeps the share that it should. Times are medians, with the first and third quartile in
-brackets. *× torch.nn* says how many times as fast as torch.nn: below 1 is slower. *Saved* is what is kept for backward
-beyond inputs, parameters and results, *peak* the most that was allocated at once during forward and
-backward. A model's name is followed by its batch, width and depth, a layer's by its shape.
+in one process. bp_torch's result was checked before it was timed: its error against float64 is at most twice that of
+torch.nn, gradients included, and dropout keeps the share that it should. Times are medians, with the first and third
+quartile in brackets. *× torch.nn* says how many times as fast as torch.nn: below 1 is slower. *Saved* is what is kept
+for backward beyond inputs, parameters and results, *peak* the most that was allocated at once during forward and
+backward. A model's name is followed by its batch, width and depth, or the shape of its images; a layer's by its shape.
 
 The commands: `python -m benchmarks` measures, `python -m benchmarks report` writes this page. All numbers, further
 columns and the compilation times are in `benchmarks/results/`.
@@ -89,13 +89,19 @@ def device(results: report.Results, causes: dict[str, str]) -> Iterable[str]:
         ]
         yield "Bytes that a model keeps for backward, for each element of its hidden layers' outputs:\n"
         yield _table(("row", "torch.nn", "bp_torch"), lines)
-    refused = {(row["name"], row["provider"]): row["message"] for row in rows if row["status"] == "refused"}
-    if refused:
-        yield "What the baselines refused:\n"
-        yield "".join(
-            f"- {name}, {figures.LABELS.get(provider, provider)}: `{message}`\n"
-            for (name, provider), message in refused.items()
-        )
+    for status, title in (
+        ("refused", "What the baselines refused:"),
+        ("wrong", "What was wrong, and therefore not timed:"),
+        ("measured", "Where a baseline is less exact than bp_torch may be; it was timed all the same:"),
+    ):
+        told = {(row["name"], row["provider"]): row["message"] for row in rows if row["status"] == status}
+        if any(told.values()):
+            yield f"{title}\n"
+            yield "".join(
+                f"- {name}, {figures.LABELS.get(provider, provider)}: `{message}`\n"
+                for (name, provider), message in told.items()
+                if message
+            )
     if table := overhead_table([row for row in rows if row["kind"] == "overhead"]):
         yield "### Overhead of a call\n"
         yield (

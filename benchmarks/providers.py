@@ -26,8 +26,8 @@ class Candidate:
 
     runs: dict[str, Run]
     """By mode."""
-    fault: Callable[[], str]
-    """What is wrong with its results, or ""."""
+    fault: Callable[[float], str]
+    """What is wrong with its results, whose error may be so many times that of torch; or ""."""
     saved: Callable[[], int]
     """Bytes kept for backward."""
     facts: Callable[[], dict[str, Any]] = field(default=dict)
@@ -91,7 +91,7 @@ class Setup:
     def candidate(self, name: str) -> Candidate:
         f = make(name, self.layer)
         return Candidate(
-            {"forward": self.forward(f), "both": self.both(f)}, lambda: fault(self, f), lambda: saved_bytes(self, f)
+            {"forward": self.forward(f), "both": self.both(f)}, partial(fault, self, f), lambda: saved_bytes(self, f)
         )
 
     def forward(self, f: Callable[..., Tensor]) -> Callable[[], Tensor]:
@@ -136,9 +136,9 @@ def moved(t: Tensor, device: str, dtype: torch.dtype) -> Tensor:
     return there.requires_grad_(t.requires_grad)
 
 
-def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
-    """What is wrong with f's values or gradients, or "". Without dropout against float64, where the error may be twice
-    torch's own; with it, y and its square must have the means that torch's have.
+def fault(setup: Setup, f: Callable[..., Tensor], times: float = 2) -> str:
+    """What is wrong with f's values or gradients, or "". Without dropout against float64, where the error may be
+    ``times`` torch's own; with it, y and its square must have the means that torch's have.
     """
     layer, wanted = setup.layer, [i for i, t in enumerate(setup.inputs) if t.requires_grad]
 
@@ -154,7 +154,7 @@ def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
     exact, torchs, ours = results(layer.theirs, torch.float64), results(layer.theirs, None), results(f, None)
     for index, (right, theirs, found) in enumerate(zip(exact, torchs, ours, strict=True)):
         what = "y" if index == 0 else f"the gradient of input {wanted[index - 1]}"
-        if problem := inexact(what, found, theirs, right, right.norm().item()):
+        if problem := inexact(what, found, theirs, right, times, right.norm().item()):
             return problem
     if layer.p:
         with torch.no_grad():
@@ -167,17 +167,19 @@ def fault(setup: Setup, f: Callable[..., Tensor]) -> str:
     return ""
 
 
-def inexact(what: str, found: Tensor, theirs: Tensor, right: Tensor, size: float, least: float = 0.0) -> str:
-    """How ``found`` differs from ``right`` by more than twice as much as torch's result does (taken as ``least`` at
-    least), and a rounding of numbers of that size; or ""."""
+def inexact(
+    what: str, found: Tensor, theirs: Tensor, right: Tensor, times: float, size: float, least: float = 0.0
+) -> str:
+    """How ``found`` differs from ``right`` by more than so many times as much as torch's result does (taken as
+    ``least`` at least), and a rounding of numbers of that size; or ""."""
     if found.shape != theirs.shape or found.dtype != theirs.dtype:
         return f"{what} is {found.dtype} {tuple(found.shape)}, torch's {theirs.dtype} {tuple(theirs.shape)}"
     error, allowed = ((t.double() - right).norm().item() for t in (found, theirs))
     allowed = max(allowed, least)
     rounding = torch.finfo(theirs.dtype).eps / 2 * size
-    if error <= 2 * allowed + rounding:
+    if error <= times * allowed + rounding:
         return ""
-    return f"{what}: error {error:.3g}, torch's {allowed:.3g}, allowed twice that and a rounding {rounding:.3g}"
+    return f"{what}: error {error:.3g}, torch's {allowed:.3g}, allowed {times:g} x that and a rounding {rounding:.3g}"
 
 
 def saved_bytes(setup: Setup, f: Callable[..., Tensor]) -> int:

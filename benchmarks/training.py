@@ -6,6 +6,7 @@ import copy
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -94,16 +95,16 @@ class Training:
 
         return Candidate(
             {"forward": forward, "both": lambda: torch.autograd.grad(forward(), parameters), "step": step},
-            lambda: self.fault(name, net, loss),
+            partial(self.fault, name, net, loss),
             lambda: memory.saved_bytes(forward, outside),
             facts,
         )
 
-    def fault(self, name: str, net: Module, loss: Callable[..., Tensor]) -> str:
+    def fault(self, name: str, net: Module, loss: Callable[..., Tensor], times: float = 2) -> str:
         """What is wrong with the provider's training, or "".
 
         Without dropout, the loss, all gradients and the buffers (running statistics) after one step forward and
-        backward: error against float64 at most twice that of torch. The error of the loss, one number, and of small
+        backward: error against float64 at most ``times`` that of torch. The error of the loss, one number, and of small
         gradients is a matter of luck, so torch's is taken as no smaller than in all its gradients together, relatively.
         With dropout: the mean loss, and what :func:`dropout_fault` finds.
         """
@@ -115,7 +116,7 @@ class Training:
         for what, right in exact.items():
             norm = right.norm().item()
             scale = size if what in gradients else norm
-            if problem := inexact(what, found[what], theirs[what], right, scale, relative * norm):
+            if problem := inexact(what, found[what], theirs[what], right, times, scale, relative * norm):
                 return problem
         if self.model.p == 0 or name == "torch":
             return ""
