@@ -15,12 +15,15 @@ RECIPES = {
 
 USAGE = """\
 usage: bp-torch {{{names}}} --config FILE [options]
+       bp-torch check [package.module:Name --input 4,8 ...] [options]
        bp-torch --version
 
 {lines}
+  check     run every check of docs/check.md on this library's layers, or on a function or module of yours
 
 FILE is a YAML file or the name of a shipped one, such as digits. Several stack: the later wins.
-`bp-torch fit --help` lists the options, `bp-torch fit --config digits --print_config` shows what they come to."""
+`bp-torch fit --help` and `bp-torch check --help` list the options,
+`bp-torch fit --config digits --print_config` shows what they come to."""
 
 
 def usage() -> str:
@@ -29,7 +32,10 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 after one line on stderr about what to change."""
+    """Run one command and return its exit status.
+
+    0; 1 where a check failed; 2 after one line on stderr about what to change.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -40,8 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"bp-torch {__version__}")
         return 0
+    if command == "check":
+        from bp_torch.verification import command as verification
+
+        try:
+            return verification.run(arguments[1:])
+        except verification.UsageError as error:
+            return fail(str(error))
     if command not in RECIPES:
-        return fail(f"{command!r} is not a command; choose from {', '.join(RECIPES)}")
+        return fail(f"{command!r} is not a command; choose from {', '.join([*RECIPES, 'check'])}")
     try:
         from bp_torch.recipes import cli, repeat
     except ModuleNotFoundError as missing:

@@ -1,0 +1,313 @@
+"""Checks that it works with torch's other tools: compile, vmap, autocast, evaluation mode, copies and files."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from .context import Context
+from .gradients import first_order, report
+from .numeric import difference
+from .registry import Failed, NotApplicable, check, line
+from .subject import Point, Subject, differentiable, is_float, upstream
+
+
+@check(
+    "compile",
+    "torch.compile(fullgraph=True) takes forward and backward whole, and gives the same",
+    "the graph breaks here: the model runs in pieces, slower, or does not compile at all",
+    gradients=True,
+    shrinks=False,
+)
+def compiled(c: Context) -> str | None:
+    s = c.subject
+    module = copy.deepcopy(s.module)
+    if module is not None:
+        for k, name in enumerate(s.parameter_names):
+            owner, _, leaf = name.rpartition(".")
+            dtype = module.get_parameter(name).dtype
+            value = c.given.parameters[k].detach().clone()
+            assert value.dtype == dtype
+            module.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(
+                value, requires_grad=k + len(c.given.floats) - len(c.given.parameters) in s.wanted
+            )
+    function = _flat(module if module is not None else s.function, s.in_place)
+    torch._dynamo.reset()
+    at, _ = s.leaves(c.given)
+    inputs = tree_unflatten(list(at.inputs), s.spec)
+    try:
+        s.sow()
+        ys = torch.compile(function, fullgraph=True, backend=c.compiler)(*inputs)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        if "allow_rnn" in str(error):
+            raise NotApplicable(_cause(error)) from error
+        raise Failed(f"graph break: {_cause(error)}", c.example(c.given)) from error
+    finally:
+        torch._dynamo.reset()
+    named = dict(module.named_parameters()) if module is not None else {}
+    everything = [t for t in tree_leaves(list(inputs)) if is_float(t)] + [named[n] for n in s.parameter_names]
+    got = [y.detach() for y in ys], s.pull(ys, [everything[k] for k in s.wanted])
+    if c.random and c.compiler != "aot_eager":
+        raise NotApplicable(f"compiled whole; {c.compiler} draws other random numbers, so results are not compared")
+    c.compare(got, s.run(c.given), f"compiled with {c.compiler}", c.given)
+    return f"backend {c.compiler}"
+
+
+def _flat(function: Any, in_place: bool) -> Any:
+    def flat(*inputs: Any) -> list[Tensor]:
+        if in_place:
+            inputs = tuple(t.clone() if isinstance(t, Tensor) else t for t in inputs)
+        return [t for t in tree_leaves(function(*inputs)) if isinstance(t, Tensor)]
+
+    return flat
+
+
+def _cause(error: Exception) -> str:
+    """The line of Dynamo's message that says what it met, and where in the user's code."""
+    rows = [row.strip() for row in str(error).splitlines() if row.strip()]
+    for key in ("Explanation:", "Developer debug context:"):
+        for row in rows:
+            if row.startswith(key):
+                return row.removeprefix(key).strip()[:200]
+    return line(error)
+
+
+@check(
+    "vmap",
+    "torch.func.vmap over inputs and parameters equals one call after another",
+    "ensembles and batched transforms of models fail, or mix their members up",
+    shrinks=False,
+)
+def vmapped(c: Context) -> str | None:
+    s = c.subject
+    members = [c.exact.map(lambda t, k=k: t * (1 + 0.05 * k)) for k in range(3)]  # type: ignore[misc]
+    stacked = [torch.stack(tensors) for tensors in zip(*(m.floats for m in members), strict=True)]
+
+    def f(*floats: Tensor) -> tuple[Tensor, ...]:
+        return s.call(c.exact.put(floats))
+
+    s.sow()
+    with torch.no_grad():
+        got = vmap(f, randomness="different")(*stacked)
+        if c.random:
+            return "runs; random numbers differ from one call after another, so results are not compared"
+        one_by_one = [s(member) for member in members]
+    expected = [torch.stack(ys) for ys in zip(*one_by_one, strict=True)]
+    c.compare((list(got), []), (expected, []), "under vmap", c.exact, wanted=[])
+    return None
+
+
+@check(
+    "per-sample-gradients",
+    "vmap(grad) over the rows gives each row's own gradients",
+    "per-sample gradients (differential privacy, influence, Fisher information) are refused or wrong",
+    gradients=True,
+    shrinks=False,
+)
+def per_sample_gradients(c: Context) -> str | None:
+    s, rows = c.subject, c.need_rows()
+    if c.random:
+        raise NotApplicable("random numbers differ from one call after another")
+    floats = [i for i, t in enumerate(c.exact.inputs) if is_float(t)]
+    dims: list[int | None] = [0 if i in rows.batched else None for i in floats] + [None] * len(c.exact.parameters)
+    others = [i for i in rows.batched if not is_float(c.exact.inputs[i])]
+    tables = [c.exact.inputs[i] for i in others]
+
+    def loss(chosen: tuple[Tensor, ...], rest: tuple[Tensor, ...], extra: tuple[Tensor, ...]) -> Tensor:
+        given = dict(zip(s.wanted, chosen, strict=True))
+        left = iter(rest)
+        all_floats = [given[k] if k in given else next(left) for k in range(len(dims))]
+        at = c.exact.put([t.unsqueeze(0) if d == 0 else t for t, d in zip(all_floats, dims, strict=True)])
+        inputs = list(at.inputs)
+        for i, table in zip(others, extra, strict=True):
+            inputs[i] = table.unsqueeze(0)
+        ys = s.call(Point(tuple(inputs), at.parameters))
+        return torch.stack([torch.sin(0.7 * y).sum() for y in ys if y.is_floating_point()]).sum()
+
+    tensors = c.exact.floats
+    chosen = tuple(tensors[k] for k in s.wanted)
+    rest = tuple(t for k, t in enumerate(tensors) if k not in s.wanted)
+    in_dims = (
+        tuple(dims[k] for k in s.wanted),
+        tuple(d for k, d in enumerate(dims) if k not in s.wanted),
+        tuple(0 for _ in others),
+    )
+
+    def row(group: tuple[Tensor, ...], ds: tuple[int | None, ...], r: int) -> tuple[Tensor, ...]:
+        return tuple(t[r] if d == 0 else t for t, d in zip(group, ds, strict=True))
+
+    expected = []
+    try:
+        for r in range(rows.count):
+            leaves = tuple(t.detach().clone().requires_grad_() for t in row(chosen, in_dims[0], r))
+            value = loss(leaves, row(rest, in_dims[1], r), row(tuple(tables), in_dims[2], r))
+            gs = torch.autograd.grad(value, leaves, allow_unused=True)
+            expected.append([torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gs, strict=True)])
+    except (RuntimeError, ValueError) as error:
+        raise NotApplicable(f"refuses a batch of one row: {line(error)}") from error
+    got = vmap(grad(loss), in_dims)(chosen, rest, tuple(tables))
+    stacked = [torch.stack(gs) for gs in zip(*expected, strict=True)]
+    c.compare(([], list(got)), ([], stacked), "each row's own gradient by vmap(grad)", c.exact)
+    return None
+
+
+@check(
+    "autocast",
+    "under torch.autocast(bfloat16) it runs; gradients have their tensors' dtypes and float32's values to bfloat16",
+    "mixed-precision training crashes or is wrong",
+)
+def autocast(c: Context) -> str | None:
+    s = c.subject
+    point = c.given.to(torch.float32)
+    device = point.floats[0].device.type
+    at, leaves = s.leaves(point)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        ys = s(at)
+    plain, gs = s.run(point)
+    got = s.pull(ys, leaves, [dy.to(y.dtype) for y, dy in zip(*_live(ys), strict=True)])
+    for k, g in zip(s.wanted, got, strict=True):
+        if g.dtype != torch.float32:
+            raise Failed(f"the gradient of {s.names[k]} is {g.dtype}, its tensor float32".replace("torch.", ""))
+    # Roundings of bfloat16 add up; what is looked for are wrong results, not lost digits.
+    for name, a, b in [("the output", y.float(), p) for y, p in zip(ys, plain, strict=True) if is_float(p)] + [
+        (f"the gradient of {s.names[k]}", g, e) for k, g, e in zip(s.wanted, got, gs, strict=True)
+    ]:
+        if not a.numel() or not b.isfinite().all():
+            continue
+        error, size = float((a.detach() - b).square().mean().sqrt()), float(b.square().mean().sqrt())
+        overall = max(float(g.abs().max()) for g in [*plain, *gs] if is_float(g) and g.numel())
+        if not error <= 0.15 * size + 0.02 * overall and not c.random:
+            raise Failed(f"under autocast {name} is off by {error:.2g}, of {size:.2g}", c.example(point))
+    return None
+
+
+def _live(ys: Any) -> tuple[list[Tensor], list[Tensor]]:
+    roots = differentiable(ys)
+    wide = [y.float() if y.dtype != torch.float32 else y for y in roots]
+    return roots, upstream(wide)
+
+
+@check(
+    "evaluation",
+    "a module in evaluation mode, after some training: gradcheck, and nothing is changed by a call",
+    "fine-tuning with frozen statistics, adversarial examples and saliency maps get gradients of another formula",
+    shrinks=False,
+)
+def evaluation(c: Context) -> str | None:
+    s = trained(c)
+    s.module.eval()  # type: ignore[union-attr]
+    before = {name: b.clone() for name, b in s.buffers.items()}
+    state = dict(s.buffers)
+    note = None
+    with torch.no_grad():
+        first, second = s(c.exact), s(c.exact)
+    if (wrong := difference(first, second)) is not None:
+        raise Failed(f"in evaluation mode a second call gives {wrong}", c.example(c.exact))
+    module = copy.deepcopy(s.module)
+    assert module is not None
+    for name, b in module.named_buffers():
+        b.copy_(state[name])
+    with torch.no_grad():
+        module.to(torch.float64)(*tree_unflatten(list(c.exact.inputs), s.spec))
+    for name, b in module.named_buffers():
+        if difference([b.to(before[name])], [before[name]]) is not None:
+            raise Failed(f"in evaluation mode a call changes the buffer {name}", c.example(c.exact))
+    if c.differentiable and differentiable(s(s.leaves(c.exact)[0])):
+        found = first_order(c, s, c.exact, entries=24)
+        note = report(c, found, c.exact, "in evaluation mode the gradient of", s.names)
+    return note
+
+
+def trained(c: Context) -> Subject:
+    """A copy of the module whose buffers were moved by three calls in training mode, as in training."""
+    if c.subject.module is None:
+        raise NotApplicable("a function has no modes and no state")
+    s = copy.copy(c.subject)
+    s.module = copy.deepcopy(c.subject.module)
+    assert s.module is not None
+    mode = s.module.training
+    s.module.train()
+    moving = copy.deepcopy(s.module).to(c.dtype)
+    with torch.no_grad():
+        for k in range(3):
+            s.sow()
+            point = c.given.map(lambda t, k=k: t * (1 + 0.3 * k) + 0.1 * k)  # type: ignore[misc]
+            try:
+                moving(*tree_unflatten(list(point.inputs), s.spec))
+            except (RuntimeError, ValueError, AssertionError, IndexError):
+                moving(*tree_unflatten(list(c.given.inputs), s.spec))  # the values moved out of the domain
+    s.buffers = {name: b.detach().clone() for name, b in moving.named_buffers()}
+    for name, b in s.module.named_buffers():
+        b.copy_(s.buffers[name])
+    s.module.train(mode)
+    return s
+
+
+@check(
+    "copies",
+    "copy.deepcopy and pickle give a module with the same results",
+    "model averaging, spawned workers and saved models fail or differ",
+)
+def copies(c: Context) -> str | None:
+    s = trained(c)
+    expected = s.run(c.given)
+    module: Any = s.module
+    c.compare(_of(s, copy.deepcopy(module), c), expected, "after copy.deepcopy", c.given)
+    try:
+        data = pickle.dumps(module)
+    except (pickle.PicklingError, AttributeError) as error:
+        if "local" in str(error) or "__main__" in str(error):
+            raise NotApplicable(f"deepcopy agrees; pickle needs a class of a module's own: {line(error)}") from error
+        raise Failed(f"pickle: {line(error)}") from error
+    c.compare(_of(s, pickle.loads(data), c), expected, "after pickle", c.given)
+    return None
+
+
+def _of(s: Subject, module: torch.nn.Module, c: Context) -> tuple[list[Tensor], list[Tensor]]:
+    """Results with the parameters and buffers that the copy itself holds."""
+    other = copy.copy(s)
+    other.module, other.function = module, module
+    other.buffers = dict(module.named_buffers())
+    state = dict(module.named_parameters())
+    count = len(c.given.floats) - len(c.given.parameters)
+    inputs = c.given.floats[:count]
+    point = c.given.put([*inputs, *(state[name].detach() for name in s.parameter_names)])
+    return other.run(point)
+
+
+@check(
+    "state-dict",
+    "state_dict, saved and loaded into a module whose parameters and buffers were spoiled, brings the results back",
+    "a saved model differs from the one that was trained",
+)
+def state_dict(c: Context) -> str | None:
+    s = trained(c)
+    module: Any = s.module
+    if not [*module.parameters(), *module.buffers()]:
+        raise NotApplicable("the module has no parameters and no buffers")
+    expected = s.run(c.given)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for t in other.state_dict(keep_vars=True).values():
+            if isinstance(t, Tensor):
+                t.copy_(torch.full_like(t, 3))
+        kept = {id(t) for t in other.state_dict(keep_vars=True).values()}
+        lost = [name for name, p in other.named_parameters() if id(p) not in kept]
+    if lost:
+        raise Failed(f"state_dict leaves the parameter {lost[0]} out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other.load_state_dict(torch.load(file, weights_only=True))
+    c.compare(_of(s, other, c), expected, "after saving and loading state_dict", c.given)
+    return None
