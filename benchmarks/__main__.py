@@ -2,6 +2,8 @@
 
     python -m benchmarks                          all rows, on the GPU if there is one
     python -m benchmarks --device cpu --part 1/6  a sixth of them; the parts' results are merged in one file
+    python -m benchmarks --disturbed 0.1 --limit 180
+                                                  what is missing or was disturbed; no row begins later than that
     python -m benchmarks --only batch_norm        the rows with that in their names
     python -m benchmarks report                   writes docs/benchmarks.md and its figures from the results
 
@@ -14,6 +16,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,11 @@ def arguments() -> argparse.ArgumentParser:
         help=f"of timing for each row and mode, if that gives {timing.LEAST} rounds; default: %(default)s",
     )  # fmt: skip
     parser.add_argument(
+        "--disturbed", type=float, metavar="CPUS",
+        help="only rows without results, or while which other processes kept more CPUs busy than this",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="begin no row later than this")
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="of the results; default: benchmarks/results, with --tiny none"
     )
     return parser
@@ -135,10 +143,19 @@ def run(options: argparse.Namespace, rows: dict[str, Callable[[str, torch.dtype]
     dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
     repeats = options.repeats or (10 if options.quick else 100)
     about = report.circumstances(device) | ceilings(device, min(repeats, 20))
+    if options.disturbed is not None:
+        old = report.read(options.out or report.RESULTS, about)
+        there = {f"{row['kind']} {row['name']}" for row in old["rows"]} - report.disturbed(old, options.disturbed)
+        rows = {name: make for name, make in rows.items() if name not in there}
+        print(f"{len(rows)} rows to measure")
+    start = time.perf_counter()
     wrong = 0
     paths: Sequence[Path] = ()
     done: list[dict[str, Any]] = []
-    for name, make in rows.items():
+    for index, (name, make) in enumerate(rows.items()):
+        if options.limit is not None and time.perf_counter() - start > options.limit:
+            print(f"{len(rows) - index} rows left after {options.limit:g} s")
+            break
         kind = name.split()[0]
         modes = providers.MODES if kind == "model" else providers.MODES[:2]
         # A compiled call's overhead is that of its guards: a matter of its own.

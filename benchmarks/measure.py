@@ -50,7 +50,9 @@ def measure(
         runs = {name: candidate.runs[mode] for name, candidate in candidates.items()}
         ceiling = case.ceilings().get(mode)
         floor = {"ceiling": ceiling} if ceiling else {}
+        others = timing.Others()
         times = timing.in_turns({**runs, **floor}, device, repeats, seconds)
+        cpus = others.cpus()
         graphs = timing.in_graphs(runs, repeats, seconds) if device == "cuda" and mode != "step" else {}
         for name in names:
             row: dict[str, Any] = dict.fromkeys(report.COLUMNS)
@@ -59,6 +61,7 @@ def measure(
             if name in runs:
                 t, graph = times[name], graphs.get(name)
                 row |= {"median_ms": t.median, "low_ms": t.low, "high_ms": t.high, "samples": t.samples}
+                row["others_cpus"] = cpus
                 row["graph_ms"] = graph.median if graph else None
                 row["wall_ms"] = timing.wall_time(runs[name]) if device == "cuda" else t.median
                 row["speedup"] = times["torch"].median / t.median if "torch" in times else None

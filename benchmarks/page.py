@@ -62,6 +62,9 @@ def device(results: report.Results, causes: dict[str, str]) -> Iterable[str]:
     kind = "cuda" if gpu else "cpu"
     yield f"## {results['device']}\n"
     yield circumstances(results["runs"])
+    busy = [row["others_cpus"] for row in rows if row["others_cpus"] is not None]
+    if busy:
+        yield f"While it was timed, other processes kept at most {max(busy):.2f} of the CPUs busy.\n"
     for name in figures.names(results):
         yield f"![{'roofline' if 'roofline' in name else 'ratios to torch.nn'}](figures/{name})\n"
     outcomes = [targets.outcome(target, rows) for target in _of(kind)]

@@ -18,9 +18,9 @@ import torch
 import bp_torch
 
 COLUMNS = (
-    "kind", "name", "dtype", "mode", "provider", "status", "median_ms", "low_ms", "high_ms", "samples", "graph_ms",
-    "wall_ms", "speedup", "share_of_ceiling", "overhead_us", "floor_bytes", "floor_operations", "saved_bytes",
-    "saved_per_hidden", "peak_bytes", "first_call_s", "message", "run",
+    "kind", "name", "dtype", "mode", "provider", "status", "median_ms", "low_ms", "high_ms", "samples", "others_cpus",
+    "graph_ms", "wall_ms", "speedup", "share_of_ceiling", "overhead_us", "floor_bytes", "floor_operations",
+    "saved_bytes", "saved_per_hidden", "peak_bytes", "first_call_s", "message", "run",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]
@@ -94,7 +94,7 @@ def slug(run: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", (run["device"] + threads).lower()).strip("-")
 
 
-def merged(old: Results | None, run: dict[str, Any], rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Results:
+def merged(old: Results, run: dict[str, Any], rows: Sequence[dict[str, Any]], order: Sequence[str]) -> Results:
     """The results with the rows of a new run in the place of those that it measured again.
 
     All providers of a name, dtype and mode are replaced together: a ratio holds within one run alone. ``order`` has the
@@ -105,11 +105,11 @@ def merged(old: Results | None, run: dict[str, Any], rows: Sequence[dict[str, An
         return tuple(row[column] for column in ("kind", "name", "dtype", "mode"))
 
     new = {key(row) for row in rows}
-    kept = [row for row in (old or {"rows": []})["rows"] if key(row) not in new]
+    kept = [row for row in old["rows"] if key(row) not in new]
     together = kept + [{**row, "run": run["date"]} for row in rows]
     places = {name: place for place, name in enumerate(order)}
     together.sort(key=lambda row: places.get(f"{row['kind']} {row['name']}", len(places)))
-    runs = {r["date"]: r for r in [*(old or {"runs": []})["runs"], run]}
+    runs = {r["date"]: r for r in [*old["runs"], run]}
     used = {row["run"] for row in together}
     return {"device": run["device"], "runs": [runs[date] for date in sorted(used)], "rows": together}
 
@@ -120,8 +120,7 @@ def write(
     """``NAME.json`` and ``NAME.csv``, named by the device; the rows that were there and not measured again stay."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{slug(run)}.json", folder / f"{slug(run)}.csv"
-    old = json.loads(paths[0].read_text(encoding="utf-8")) if paths[0].exists() else None
-    results = merged(old, run, rows, order)
+    results = merged(read(folder, run), run, rows, order)
     paths[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     with paths[1].open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -130,10 +129,22 @@ def write(
     return paths
 
 
+def read(folder: Path, run: dict[str, Any]) -> Results:
+    """What the folder has of the device of a run."""
+    path = folder / f"{slug(run)}.json"
+    found: Results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": [], "rows": []}
+    return found
+
+
 def load(folder: Path) -> list[Results]:
     """All results in a folder, those of GPUs first."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda results: not is_gpu(results))
+
+
+def disturbed(results: Results, limit: float) -> set[str]:
+    """``kind name`` of what was measured while others kept more CPUs busy than that."""
+    return {f"{row['kind']} {row['name']}" for row in results["rows"] if (row["others_cpus"] or 0) > limit}
 
 
 def is_gpu(results: Results) -> bool:
@@ -153,4 +164,6 @@ def line(row: dict[str, Any]) -> str:
         text += f", {row['overhead_us']:+.1f} µs to the operator"
     if row["share_of_ceiling"] is not None and row["kind"] == "layer":
         text += f", {row['share_of_ceiling']:.0%} of the ceiling"
+    if row["others_cpus"] is not None and row["others_cpus"] > 0.1:
+        text += f", disturbed: others kept {row['others_cpus']:.1f} CPUs busy"
     return text + f", saves {row['saved_bytes'] / 2**20:.2f} MiB, peak {row['peak_bytes'] / 2**20:.2f} MiB"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -78,6 +80,31 @@ def wall_time(run: Run, calls: int = 20) -> float:
         run()
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / calls * 1e3
+
+
+class Others:
+    """How many CPUs other processes kept busy since this was made."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def cpus(self) -> float | None:
+        """None where the system does not tell."""
+        if self.start is None or (now := self._now()) is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self.start, strict=True))
+        return max(0.0, busy - own) / wall if wall else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processes on all CPUs, of this process and its children."""
+        try:
+            fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
+        except OSError:
+            return None
+        user, nice, system, _, _, interrupts, soft, stolen = (int(field) for field in fields)
+        busy = (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, sum(os.times()[:4])
 
 
 def summary(samples: list[float]) -> Times:
