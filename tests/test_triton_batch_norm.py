@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from bp_torch import triton_kernels as kernels
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
 from bp_torch.functions.function import call
+from bp_torch.triton_kernels.launch import TABLE, Block, ShapeClass
 
 ONE_BACKEND = "about the kernels alone"
 
@@ -58,9 +60,11 @@ def _triton() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tiles so small that little data takes many of them, splits in several rounds."""
-    sizes = {"TILE": 16, "CHANNELS": 4, "POINTS": 8, "FEWEST_TILES": 1, "MOST_TILES": 3, "SPLITS_AT_ONCE": 2}
-    for name, value in sizes.items():
+    for name, value in {"FEWEST_TILES": 1, "MOST_TILES": 3, "SPLITS_AT_ONCE": 2}.items():
         monkeypatch.setattr(KERNELS, name, value)
+    for family, default, block in (("rows", "BY_ROWS", Block(4, 4)), ("planes", "BY_PLANES", Block(8, 2))):
+        monkeypatch.setattr(KERNELS, default, block)
+        monkeypatch.setitem(TABLE, f"batch norm {family}", (ShapeClass("any", math.inf, (block,)),))
     KERNELS.Plan.of.cache_clear()
     yield
     KERNELS.Plan.of.cache_clear()

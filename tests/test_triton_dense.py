@@ -14,6 +14,7 @@ from torch import Tensor
 import bp_torch
 from bp_torch import functional as bpF
 from bp_torch import triton_kernels as kernels
+from bp_torch.triton_kernels.launch import first_block
 
 ONE_BACKEND = "about the kernels alone"
 
@@ -56,7 +57,8 @@ def test_shapes_around_the_tiles(dtype: torch.dtype, shape: tuple[int, int, int]
 
 def test_tiles_are_visited_once_whatever_their_number() -> None:
     """More than one group of tiles down, a partial last group, and several tiles across."""
-    block_m, block_n, _, _ = gemm.blocks(torch.float32)
+    block = first_block(gemm.family(torch.float32))
+    block_m, block_n = block.rows, block.columns
     for tiles in (1, gemm.GROUP, gemm.GROUP + 1, 2 * gemm.GROUP + 3):
         x, W = make(tiles * block_m - 5, 2), make(2 * block_n + 1, 2)
         torch.testing.assert_close(product(x, W), x @ W.mT)
@@ -93,7 +95,8 @@ def test_any_strides() -> None:
 
 def test_rows_and_columns_outside_are_not_touched() -> None:
     """NaN around the operands does not come in: what lies past M, N and K is masked, and y is written in full."""
-    block_m, block_n, block_k, _ = gemm.blocks(torch.float32)
+    block = first_block(gemm.family(torch.float32))
+    block_m, block_n, block_k = block.rows, block.columns, block.depth
     x = torch.full((block_m + 3, block_k + 3), float("nan"), device=DEVICE)
     W = torch.full((block_n + 3, block_k + 3), float("nan"), device=DEVICE)
     x[:-2, :-2], W[:-2, :-2] = 1.0, 2.0

@@ -27,9 +27,10 @@ STAN-CS-79-773). Where one program has a whole channel, it applies what it found
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -47,11 +48,11 @@ from .batch_norm_kernels import (
     _statistics,
 )
 from .elementwise import Layout, _pair
-from .launch import device_of, grid_of, is_wide, only_block, warps_of
+from .launch import Block, device_of, first_block, grid_of, is_wide, tuned, warps_of
 
 __all__ = ["TARGETS", "Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
 
-BY_ROWS, BY_PLANES = only_block("batch norm rows"), only_block("batch norm planes")
+BY_ROWS, BY_PLANES = first_block("batch norm rows"), first_block("batch norm planes")
 TILE = BY_ROWS.rows * BY_ROWS.columns  # two 16-byte accesses a thread in 16-bit dtypes
 WARPS = warps_of(BY_ROWS)
 CHANNELS, POINTS = BY_ROWS.columns, BY_PLANES.columns  # the most columns of a tile
@@ -63,7 +64,7 @@ SPLITS_AT_ONCE, CHANNELS_AT_ONCE = 256, 8  # of the kernels that add up splits
 
 @dataclass(frozen=True)
 class Plan:
-    """How a tensor is cut up: by its shape and memory format alone, so that the bits depend on nothing else.
+    """How a tensor is cut up: by its shape, its memory format and the block, so that the bits depend on nothing else.
 
     A channel's tiles are split so that there are about PROGRAMS programs over all groups, each with FEWEST_TILES to
     MOST_TILES tiles (or fewer, where a channel has fewer).
@@ -84,6 +85,7 @@ class Plan:
     steps: int
     """Tiles of a program, of which the last may have fewer."""
     splits: int
+    warps: int
 
     @property
     def n(self) -> int:
@@ -92,26 +94,28 @@ class Plan:
 
     @staticmethod
     @lru_cache(maxsize=1024)
-    def of(planes: bool, rows: int, columns: int, channels: int) -> Plan:
-        block_columns = min(triton.next_power_of_2(columns), POINTS if planes else CHANNELS)
-        block_rows = min(triton.next_power_of_2(rows), max(TILE // block_columns, 1))
+    def of(planes: bool, rows: int, columns: int, channels: int, block: Block | None = None) -> Plan:
+        block = block or (BY_PLANES if planes else BY_ROWS)
+        block_columns = min(triton.next_power_of_2(columns), block.columns)
+        block_rows = min(triton.next_power_of_2(rows), max(block.rows * block.columns // block_columns, 1))
         across = -(-columns // block_columns)
         groups = channels if planes else across
         tiles = -(-rows // block_rows) * (across if planes else 1)
         steps = -(-tiles * groups // PROGRAMS)
         steps = min(max(steps, FEWEST_TILES), MOST_TILES, tiles)
         return Plan(
-            planes, rows, columns, channels, block_rows, block_columns, across, groups, tiles, steps, -(-tiles // steps)
-        )
+            planes, rows, columns, channels, block_rows, block_columns, across, groups, tiles,
+            steps, -(-tiles // steps), warps_of(block),
+        )  # fmt: skip
 
     @staticmethod
-    def for_tensor(x: Tensor, layout: Layout) -> Plan:
+    def for_tensor(x: Tensor, layout: Layout, block: Block | None = None) -> Plan:
         """Of x (N, C, ...), not empty."""
         n, channels = x.shape[:2]
         points = x.shape[2:].numel()
-        if layout.channels or points == 1:
-            return Plan.of(False, n * points, channels, channels)
-        return Plan.of(True, n, points, channels)
+        if in_planes(x, layout):
+            return Plan.of(True, n, points, channels, block)
+        return Plan.of(False, n * points, channels, channels, block)
 
     def matrix(self) -> tuple[int, ...]:
         """The arguments of kernels over the whole matrix."""
@@ -139,15 +143,40 @@ class Plan:
         return min(triton.next_power_of_2(self.splits), SPLITS_AT_ONCE)
 
 
+def in_planes(x: Tensor, layout: Layout) -> bool:
+    """Whether a channel's points lie next to each other, rather than a point's channels."""
+    return not layout.channels and x.shape[2:].numel() != 1
+
+
+def _with_plan(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives ``run``, as its first two arguments, the layout of its x and the plan with the block for it."""
+    position = list(inspect.signature(run).parameters).index("x") - 2
+
+    @wraps(run)
+    def planned(*args: Any) -> Any:
+        x = args[position]
+        layout = Layout.of(x)
+        family = "batch norm planes" if in_planes(x, layout) else "batch norm rows"
+        return tuned(
+            family,
+            x.numel(),
+            x,
+            lambda block: run(layout, Plan.for_tensor(x, layout, block), *args),
+            run.__name__.strip("_"),
+        )
+
+    return planned
+
+
 def _vector(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@_with_plan
+def statistics(layout: Layout, plan: Plan, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """mean, what rounding took from it, and biased var (C), float32, of x (N, C, ...) that is not empty."""
-    layout = Layout.of(x)
     mean, rest, var = torch.empty((3, x.shape[1]), dtype=torch.float32, device=x.device)
-    _run_statistics(layout.flat(x), Plan.for_tensor(x, layout), mean, var, rest)
+    _run_statistics(layout.flat(x), plan, mean, var, rest)
     return mean, rest, var
 
 
@@ -156,7 +185,7 @@ def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor, rest: Tens
     with device_of(x):
         _statistics[plan.groups_grid()](
             x, partial, *plan.reduction(), plan.groups, plan.steps, plan.tiles, plan.splits, *plan.blocks(x),
-            num_warps=WARPS,
+            num_warps=plan.warps,
         )  # fmt: skip
         _merge[plan.columns_grid()](
             partial, mean, rest, var, float(plan.n),
@@ -164,42 +193,45 @@ def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor, rest: Tens
         )  # fmt: skip
 
 
+@_with_plan
 def forward(
+    layout: Layout, plan: Plan,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float,
     activation: str, parameters: tuple[float, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, in x's dtype promoted with the residual's, and the batch's mean and biased var in float32. x is not empty."""
-    layout = Layout.of(x)
-    plan = Plan.for_tensor(x, layout)
     mean, var = torch.empty((2, plan.channels), dtype=torch.float32, device=x.device)
     if plan.splits > 1:
         _run_statistics(layout.flat(x), plan, mean, var)
-        return apply(x, gamma, beta, residual, mean, var, eps, activation, parameters), mean, var
+        y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, eps, activation, parameters)
+        return y, mean, var
     flat, r, gamma, beta = layout.flat(x), layout.flat(residual), _vector(gamma), _vector(beta)
     y = torch.empty_like(flat, dtype=x.dtype if r is None else torch.promote_types(x.dtype, r.dtype))
     with device_of(x):
         _forward_whole[plan.groups_grid()](
             flat, gamma, beta, r, mean, var, y, eps, *_pair(parameters), *plan.reduction(), plan.tiles,
-            activation, *plan.blocks(x), num_warps=WARPS,
+            activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return layout.restored(y), mean, var
 
 
-def apply(
+def _normalized(
+    layout: Layout, plan: Plan,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
     eps: float, activation: str, parameters: tuple[float, ...],
 ) -> Tensor:  # fmt: skip
-    """y by statistics that are given, in x's dtype promoted with the residual's. x is not empty."""
-    layout = Layout.of(x)
-    plan = Plan.for_tensor(x, layout)
     x, residual = layout.flat(x), layout.flat(residual)
     y = torch.empty_like(x, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
     with device_of(x):
         _apply[plan.grid()](
             x, _vector(gamma), _vector(beta), residual, _vector(mean), _vector(var), y, eps, *_pair(parameters),
-            *plan.matrix(), activation, *plan.blocks(x), num_warps=WARPS,
+            *plan.matrix(), activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return layout.restored(y)
+
+
+apply = _with_plan(_normalized)
+"""y by statistics that are given, in x's dtype promoted with the residual's. x is not empty."""
 
 
 def _new(like: Tensor, dtype: torch.dtype | None, needed: bool) -> Any:
@@ -210,7 +242,9 @@ Gradients = list[Any]
 Dtypes = Sequence["torch.dtype | None"]
 
 
+@_with_plan
 def backward(
+    layout: Layout, plan: Plan,
     dy: Tensor, dmean: Tensor | None, dvar: Tensor | None,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
     y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
@@ -224,8 +258,6 @@ def backward(
         output: f′ is told by y, not by z.
         needs, dtypes: for x, γ, β and r.
     """
-    layout = Layout.of(x)
-    plan = Plan.for_tensor(x, layout)
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     gamma, beta, dmean, dvar = (_vector(t) for t in (gamma, beta, dmean, dvar))
     identity = activation == "identity"
@@ -239,7 +271,7 @@ def backward(
         if plan.splits == 1:
             _backward_whole[plan.groups_grid()](
                 dy, *saved, dx, dr, dgamma, dbeta, dmean, dvar, eps, float(plan.n), a, b,
-                *plan.reduction(), plan.tiles, *constants, num_warps=WARPS,
+                *plan.reduction(), plan.tiles, *constants, num_warps=plan.warps,
             )  # fmt: skip
         else:
             partial = torch.empty((2, plan.splits, plan.channels), dtype=torch.float32, device=x.device)
@@ -248,7 +280,7 @@ def backward(
             early = dr is not None and (dx is None or dr.dtype == dy.dtype)
             _reduce[plan.groups_grid()](
                 dy, *saved, None, dr if early else None, partial, eps, a, b, *plan.reduction(),
-                plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=WARPS,
+                plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
                 partial, gamma, var, dgamma, dbeta, dmean, dvar, coefficients, eps, float(plan.n),
@@ -260,22 +292,22 @@ def backward(
                     saved = (x, gamma, None, None, None, mean, var)
                 _backward_apply[plan.grid()](
                     dr if early else dy, *saved, coefficients, dx, None if early else dr, eps, a, b,
-                    *plan.matrix(), *constants, num_warps=WARPS,
+                    *plan.matrix(), *constants, num_warps=plan.warps,
                 )  # fmt: skip
     if identity and needs[3]:
         dr = dy.to(dtypes[3])
     return [layout.restored(dx), dgamma, dbeta, layout.restored(dr)]
 
 
+@_with_plan
 def normalize_backward(
+    layout: Layout, plan: Plan,
     dy: Tensor,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
     y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
     needs: Sequence[bool], dtypes: Dtypes,
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr, dmean, dvar] of :func:`apply`, as :func:`backward`: one sweep, and a reduction where needed."""
-    layout = Layout.of(x)
-    plan = Plan.for_tensor(x, layout)
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     vectors: list[Any] = [_vector(t) for t in (gamma, beta, mean, var)]
     gamma, beta, mean, var = vectors
@@ -291,7 +323,7 @@ def normalize_backward(
             partial = torch.empty((2, plan.splits, plan.channels), dtype=torch.float32, device=x.device)
             _reduce[plan.groups_grid()](
                 dy, *saved, dx, dr, partial, eps, a, b, *plan.reduction(),
-                plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=WARPS,
+                plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
                 partial, gamma, var, *of_channels, None, eps, float(plan.n),
@@ -299,7 +331,7 @@ def normalize_backward(
             )  # fmt: skip
         elif dx is not None or dr is not None:
             _backward_apply[plan.grid()](
-                dy, *saved, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=WARPS
+                dy, *saved, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=plan.warps
             )  # fmt: skip
     if identity and needs[3]:
         dr = dy.to(dtypes[3])

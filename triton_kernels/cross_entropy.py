@@ -27,7 +27,7 @@ from . import launch
 from .cast import cast
 from .launch import device_of
 from .loss import finish
-from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, warps_of
+from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
 
 __all__ = ["backward", "forward", "nll_backward", "nll_forward", "probabilities_backward", "probabilities_forward"]
 
@@ -230,7 +230,7 @@ def _nll_backward(
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-NLL = launch.only_block("nll")
+NLL = launch.first_block("nll")
 NLL_BLOCK = NLL.columns
 TILE_OF_TWO = TILE // 2
 """Elements of a tile where two tensors are read: larger ones spill registers."""
@@ -262,18 +262,21 @@ def forward(
     t, w = t.contiguous(), _contiguous(w)
     m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
     r, none = torch.empty_like(m), reduction == "none"
-    P, block = rows.tile()
-    programs = rows.programs(P)
-    part = torch.empty((2, programs), dtype=torch.float64, device=x.device)
-    loss = x.new_empty(t.shape) if none else part
-    with device_of(x):
+    loss = x.new_empty(t.shape) if none else None
+
+    def run(P: int, block: int) -> Tensor:
+        programs = rows.programs(P)
+        part = torch.empty((2, programs), dtype=torch.float64, device=x.device)
         _forward[(programs,)](
-            x, t, w, m, r, loss, part, rows.positions, rows.K, rows.inner, ignore_index,
+            x, t, w, m, r, part if loss is None else loss, part, rows.positions, rows.K, rows.inner, ignore_index,
             *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
             num_warps=warps_of(P, block),
         )  # fmt: skip
+        return part
+
+    part = tuned("cross-entropy", x, rows, run, "forward")
     reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
-    return loss if none else reduced, total, m, r
+    return reduced if loss is None else loss, total, m, r
 
 
 def backward(
@@ -288,13 +291,15 @@ def backward(
     w_sum = total
     if smooth:
         w_sum = m.new_full((), float(rows.K)) if w is None else w.sum(dtype=torch.float32)
-    P, block = rows.tile()
-    with device_of(x):
+
+    def run(P: int, block: int) -> None:
         _backward[rows.programs(P), triton.cdiv(rows.K, block)](
             x, t, w, m, r, dloss, total, w_sum, dx, rows.positions, rows.K, rows.inner, ignore_index,
             *_smoothing(smoothing, rows.K), w is not None, smooth, none, reduction == "mean", P, block, rows.strided,
             num_warps=warps_of(P, block),
         )  # fmt: skip
+
+    tuned("cross-entropy", x, rows, run, "backward")
     return dx
 
 
@@ -306,17 +311,20 @@ def probabilities_forward(
     q, w = like(q, x), _contiguous(w)
     m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
     r, none = torch.empty_like(m), reduction == "none"
-    P, block = rows.tile(size=TILE_OF_TWO)
-    programs = rows.programs(P)
-    part = m if none else torch.empty((1, programs), dtype=torch.float64, device=x.device)
-    loss = x.new_empty((*x.shape[:c], *x.shape[c + 1 :]), dtype=dtype) if none else part
-    with device_of(x):
+    loss = x.new_empty((*x.shape[:c], *x.shape[c + 1 :]), dtype=dtype) if none else None
+
+    def run(P: int, block: int) -> Tensor:
+        programs = rows.programs(P)
+        part = m if none else torch.empty((1, programs), dtype=torch.float64, device=x.device)
         _probabilities_forward[(programs,)](
-            x, q, w, m, r, loss, part, rows.positions, rows.K, rows.inner,
+            x, q, w, m, r, part if loss is None else loss, part, rows.positions, rows.K, rows.inner,
             *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
             num_warps=_more_warps(P, block, rows.strided),
         )  # fmt: skip
-    if not none:
+        return part
+
+    part = tuned("cross-entropy probabilities", x, rows, run, "forward", share=2)
+    if loss is None:
         loss = finish(part, dtype, rows.positions if reduction == "mean" else 1, False)[0]
     return loss, m, r
 
@@ -330,14 +338,16 @@ def probabilities_backward(
     q, w, m, r, dloss = like(q, x), _contiguous(w), m.contiguous(), r.contiguous(), dloss.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
     dq = torch.empty_like(q) if needs[1] else None
-    P, block = rows.tile(size=TILE_OF_TWO)
-    with device_of(x):
+
+    def run(P: int, block: int) -> None:
         _probabilities_backward[(rows.programs(P),)](
             x, q, w, m, r, dloss, dx, dq, rows.positions, rows.K, rows.inner, *_smoothing(smoothing, rows.K),
             float(rows.positions) if reduction == "mean" else 1.0,
             w is not None, smoothing > 0, reduction == "none", *needs, P, block, rows.strided,
             num_warps=warps_of(P, block),
         )  # fmt: skip
+
+    tuned("cross-entropy probabilities", x, rows, run, "backward", share=2)
     return dx, dq
 
 
@@ -367,13 +377,15 @@ def nll_backward(
     dx = torch.empty(shape, dtype=dtype, device=t.device)
     rows = rows_of(dx, c)[1]
     t, w, dloss = t.contiguous(), _contiguous(w), dloss.contiguous()
-    P, block = rows.tile()
-    with device_of(dx):
+
+    def run(P: int, block: int) -> None:
         _nll_backward[rows.programs(P), triton.cdiv(rows.K, block)](
             t, w, dloss, total, dx, rows.positions, rows.K, rows.inner, ignore_index,
             w is not None, reduction == "none", reduction == "mean", P, block, rows.strided,
             num_warps=warps_of(P, block),
         )  # fmt: skip
+
+    tuned("cross-entropy", dx, rows, run, "nll backward")
     return dx
 
 

@@ -26,7 +26,7 @@ from . import activation as act
 from . import random
 from .cast import IN_INTERPRETER, cast
 from .elementwise import _dropout, _pair
-from .launch import Block, device_of, is_wide, only_block, warps_of
+from .launch import Block, first_block, is_wide, tuned, warps_of
 
 __all__ = ["choose", "forward", "input_precision", "using"]
 
@@ -124,10 +124,9 @@ def _dense(
 GROUP = 8
 
 
-def blocks(dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Rows, columns and depth of a tile, and warps. A function of the dtype alone: see batch-invariant mode."""
-    block = only_block("dense float32" if dtype == torch.float32 else "dense 16-bit")
-    return block.rows, block.columns, block.depth, block.warps
+def family(dtype: torch.dtype) -> str:
+    """Of the launch table. Its classes are told by the weight's size, never by the rows: see batch-invariant mode."""
+    return "dense float32" if dtype == torch.float32 else "dense 16-bit"
 
 
 def forward(
@@ -146,16 +145,17 @@ def forward(
     y = torch.empty((M, N), dtype=dtype, device=x.device)
     s = torch.empty((M, N), dtype=x.dtype, device=x.device) if store else None
     if y.numel():
-        block_m, block_n, block_k, warps = blocks(x.dtype)
-        grid = (triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)
         scale, threshold, bits = _dropout(seed, p)
-        with device_of(x):
-            _dense[grid](
-                rows, W, None if bias is None else bias.contiguous(), r, seed, y, s, M, N, K,
-                *rows.stride(), *W.stride(), *_pair(parameters), scale,
-                activation, bias is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
-                block_m, block_n, block_k, GROUP, is_wide(y), num_warps=warps_of(Block(block_n, block_m, warps)),
+        b = None if bias is None else bias.contiguous()
+
+        def run(block: Block) -> None:
+            _dense[(triton.cdiv(M, block.rows) * triton.cdiv(N, block.columns),)](
+                rows, W, b, r, seed, y, s, M, N, K, *rows.stride(), *W.stride(), *_pair(parameters), scale,
+                activation, b is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
+                block.rows, block.columns, block.depth, GROUP, is_wide(y), num_warps=warps_of(block),
             )  # fmt: skip
+
+        tuned(family(x.dtype), W.numel(), x, run)
     shape = (*x.shape[:-1], N)
     return y.reshape(shape), None if s is None else s.reshape(shape)
 
@@ -163,18 +163,18 @@ def forward(
 def _target(
     name: str, dtype: str, key: str, store: str = "", bits: int = 0, residual: bool = False, precision: str = "ieee"
 ) -> dict[str, Any]:
-    block_m, block_n, block_k, warps = blocks(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    block = first_block(family(torch.float32 if dtype == "fp32" else torch.bfloat16))
     types = dict.fromkeys(("X", "W", "BIAS", "R", "Y", "S"), f"*{dtype}") | {"SEED": "*i64"}
     types |= dict.fromkeys(("M", "N", "K", "x_row", "w_row"), "i32") | dict.fromkeys(("a", "b", "scale"), "fp32")
     constants = {
         "x_column": 1, "w_column": 1, "KEY": key, "HAS_BIAS": True, "HAS_R": residual, "STORE": store,
         "THRESHOLD": 2 ** (bits - 1) if bits else 0, "BITS": bits, "PRECISION": precision,
-        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP": GROUP, "WIDE": False,
+        "BLOCK_M": block.rows, "BLOCK_N": block.columns, "BLOCK_K": block.depth, "GROUP": GROUP, "WIDE": False,
     }  # fmt: skip
     constants |= {pointer: None for pointer, used in (("R", residual), ("S", store), ("SEED", bits)) if not used}
     return {
         "name": f"dense {name}", "kernel": _dense, "types": types, "constants": constants,
-        "num_warps": warps, "wide_accesses": residual or not bits,  # else seed and bias are a large part
+        "num_warps": block.warps, "wide_accesses": residual or not bits,  # else seed and bias are a large part
     }  # fmt: skip
 
 

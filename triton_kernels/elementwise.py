@@ -260,7 +260,7 @@ def _run_forward(
             )  # fmt: skip
 
         with device_of(x):
-            launch(block_for("elementwise", n, x.device, launch))
+            launch(block_for("elementwise", n, x.device, launch, x.dtype, "forward"))
     return layout.restored(y), layout.restored(s)
 
 
@@ -300,7 +300,7 @@ def _run_backward(
             )  # fmt: skip
 
         with device_of(dy):
-            launch(block_for("elementwise", n, dy.device, launch))
+            launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "backward"))
     return layout.restored(dx), layout.restored(dr)
 
 
@@ -330,7 +330,7 @@ def backward_bias(
         return partial.sum(0)
 
     with device_of(dy):
-        return dz, launch(block_for("elementwise bias", dy.numel(), dy.device, launch))
+        return dz, launch(block_for("elementwise bias", dy.numel(), dy.device, launch, dy.dtype))
 
 
 def second(
@@ -353,7 +353,7 @@ def second(
             )  # fmt: skip
 
         with device_of(dy):
-            launch(block_for("elementwise", n, dy.device, launch))
+            launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "second"))
     return layout.restored(ddy), layout.restored(ds)
 
 

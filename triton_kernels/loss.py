@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .activation import log1p_unit
 from .cast import cast
-from .launch import device_of, is_wide, only_block, warps_of
+from .launch import Block, device_of, first_block, is_wide, tuned, warps_of
 
 __all__ = ["backward", "finish", "forward"]
 
@@ -201,8 +201,8 @@ def _finish(
         tl.store(LOSS, cast(loss.to(tl.float32), LOSS.dtype.element_ty))
 
 
-BLOCK = only_block("loss").columns
-WARPS = warps_of(only_block("loss"))
+BLOCK = first_block("loss").columns
+WARPS = warps_of(first_block("loss"))
 """8 elements a thread: 16-byte accesses in 16-bit dtypes."""
 # Not yet measured on a GPU.
 PROGRAMS = 2048
@@ -285,14 +285,18 @@ def _loss_and_total(
     )
     if not n:
         return loss, loss
-    steps = 1 if none else triton.next_power_of_2(max(1, min(64, n // (BLOCK * PROGRAMS))))
-    programs = triton.cdiv(n, BLOCK * steps)
-    part = loss if none else x.new_empty((1 + by_total, programs), dtype=torch.float64)
-    with device_of(x):
+
+    def run(block: Block) -> Tensor:
+        steps = 1 if none else triton.next_power_of_2(max(1, min(64, n // (block.columns * PROGRAMS))))
+        programs = triton.cdiv(n, block.columns * steps)
+        part = loss if none else x.new_empty((1 + by_total, programs), dtype=torch.float64)
         _forward[(programs,)](
             x, t, w, pi, loss, part, n, *counts, float(parameter),
-            key, *modes, none, by_total, steps, BLOCK, is_wide(x), num_warps=WARPS,
+            key, *modes, none, by_total, steps, block.columns, is_wide(x), num_warps=warps_of(block),
         )  # fmt: skip
+        return part
+
+    part = tuned("loss", n, x, run, "forward")
     if none:
         return loss, loss
     return finish(part, dtype, None if by_total else n if reduction == "mean" else 1, by_total)
@@ -318,12 +322,16 @@ def backward(
     dw = torch.empty_like(w) if need_w and w is not None else None
     n = x.numel()
     if n:
-        with device_of(x):
-            _backward[(triton.cdiv(n, BLOCK),)](
+
+        def run(block: Block) -> None:
+            _backward[(triton.cdiv(n, block.columns),)](
                 x, t, w, pi, dloss, total, loss, dx, dt, dw, n, *counts,
                 float(parameter), float(n) if reduction == "mean" else 1.0,
-                key, *modes, none, by_total, need_x, need_t, need_w, BLOCK, is_wide(x), num_warps=WARPS,
+                key, *modes, none, by_total, need_x, need_t, need_w, block.columns, is_wide(x),
+                num_warps=warps_of(block),
             )  # fmt: skip
+
+        tuned("loss", n, x, run, "backward")
     return dx, dt, dw
 
 

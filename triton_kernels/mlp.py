@@ -22,7 +22,7 @@ from . import activation as act
 from .cast import IN_INTERPRETER, cast
 from .dense import input_precision
 from .elementwise import _pair, _times
-from .launch import Block, device_of, only_block, warps_of
+from .launch import Block, first_block, tuned, warps_of
 
 __all__ = ["backward", "fits", "forward"]
 
@@ -151,14 +151,14 @@ def _backward(
         tl.debug_barrier()  # the next step's threads read what this one's wrote
 
 
-ROWS = only_block("mlp").rows
+ROWS = first_block("mlp").rows
 PROGRAMS = 512
 """At most so many partial sums in backward. Not measured on a GPU."""
 
 
-def _block(*sizes: int, backward: bool, float32: bool) -> Block:
+def _block(*sizes: int, backward: bool, float32: bool, rows: int = ROWS) -> Block:
     """So many warps that nothing is spilled: the weights of a layer are in registers at once."""
-    return Block(max(sizes), ROWS, 8 if backward or max(sizes) > 32 else 2 if float32 else 4)
+    return Block(max(sizes), rows, 8 if backward or max(sizes) > 32 else 2 if float32 else 4)
 
 
 def _weights(Ws: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,12 +183,16 @@ def forward(
     bias = None
     if any(b is not None for b in bs):
         bias = torch.cat([x.new_zeros(W.shape[0]) if b is None else b for W, b in zip(Ws, bs, strict=True)])
-    with device_of(x):
-        _forward[(triton.cdiv(M, ROWS),)](
-            x.contiguous(), *_weights(Ws), bias, s, y, M, I, H, O, layers, *_pair(parameters),
-            activation, bias is not None, store, input_precision(x.dtype), ROWS, *_sizes(I, H, O),
-            num_warps=warps_of(_block(*_sizes(I, H, O), backward=False, float32=x.dtype == torch.float32)),
+    x, weights, float32 = x.contiguous(), _weights(Ws), x.dtype == torch.float32
+
+    def run(block: Block) -> None:
+        _forward[(triton.cdiv(M, block.rows),)](
+            x, *weights, bias, s, y, M, I, H, O, layers, *_pair(parameters),
+            activation, bias is not None, store, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            num_warps=warps_of(_block(*_sizes(I, H, O), backward=False, float32=float32, rows=block.rows)),
         )  # fmt: skip
+
+    tuned("mlp", max(I, H, O), x, run, "forward")
     return (y,) if s is None else (y, *s)
 
 
@@ -201,17 +205,27 @@ def backward(
     M, I, H, O = x.shape[:-1].numel(), Ws[0].shape[1], Ws[0].shape[0], Ws[-1].shape[0]  # noqa: E741
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     sizes = [W.numel() for W in Ws] + [W.shape[0] for W in Ws]
-    blocks = triton.cdiv(M, ROWS)
-    steps = triton.cdiv(blocks, PROGRAMS)
-    programs = triton.cdiv(blocks, steps)
-    partial = torch.empty((programs, sum(sizes)), dtype=torch.float32, device=x.device)
-    with device_of(x):
+    x, weights, stored, dy, float32 = (
+        x.contiguous(),
+        _weights(Ws),
+        _joined(s),
+        dy.contiguous(),
+        x.dtype == torch.float32,
+    )
+
+    def run(block: Block) -> Tensor:
+        blocks = triton.cdiv(M, block.rows)
+        steps = triton.cdiv(blocks, PROGRAMS)
+        programs = triton.cdiv(blocks, steps)
+        partial = torch.empty((programs, sum(sizes)), dtype=torch.float32, device=x.device)
         _backward[(programs,)](
-            x.contiguous(), *_weights(Ws), _joined(s), dy.contiguous(), dx, partial, M, I, H, O, layers, steps,
-            sum(sizes), *_pair(parameters), activation, output, input_precision(x.dtype), ROWS, *_sizes(I, H, O),
-            num_warps=warps_of(_block(*_sizes(I, H, O), backward=True, float32=x.dtype == torch.float32)),
+            x, *weights, stored, dy, dx, partial, M, I, H, O, layers, steps,
+            sum(sizes), *_pair(parameters), activation, output, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            num_warps=warps_of(_block(*_sizes(I, H, O), backward=True, float32=float32, rows=block.rows)),
         )  # fmt: skip
-    sums = partial.sum(0).to(x.dtype).split(sizes)
+        return partial
+
+    sums = tuned("mlp", max(I, H, O), x, run, "backward").sum(0).to(x.dtype).split(sizes)
     return dx, [dW.view_as(W) for dW, W in zip(sums, Ws, strict=False)], list(sums[layers + 1 :])
 
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cast import cast
-from .launch import device_of, only_block, warps_of
+from .launch import device_of, first_block, warps_of
 from .loss import finish
 
 __all__ = ["backward", "forward"]
@@ -97,8 +97,8 @@ def _backward(
     tl.store(out + rest, cast(_slope(w, l1, l2, HAS_L1, HAS_L2) * dR, DW.dtype.element_ty), mask=left)
 
 
-BLOCK = only_block("penalty").columns
-WARPS = warps_of(only_block("penalty"))
+BLOCK = first_block("penalty").columns
+WARPS = warps_of(first_block("penalty"))
 SLOT = 64
 """Every gradient begins at a multiple of so many elements of its buffer, hence of 16 bytes."""
 KEPT = 32

@@ -15,7 +15,9 @@ P and the block depend on K and inner alone, so that a row has the same bits wha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import triton
@@ -24,11 +26,12 @@ from torch import Tensor
 
 from . import launch
 from .cast import cast
-from .launch import Block, device_of
+from .launch import Block
 
-__all__ = ["Rows", "backward", "elements", "forward", "like", "locate", "merge", "rows_of"]
+__all__ = ["Rows", "backward", "elements", "forward", "like", "locate", "merge", "rows_of", "tuned"]
 
 INFINITY = tl.constexpr(float("inf"))
+Result = TypeVar("Result")
 
 
 @triton.jit
@@ -138,12 +141,14 @@ def _backward(
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-WHOLE_ROW = launch.only_block("softmax", "whole row").columns
+WHOLE_ROW = launch.first_block("softmax", "whole row").columns
 """The longest row that is kept in registers."""
-TILE = launch.only_block("softmax", "long row").columns
+TILE = launch.first_block("softmax", "long row").columns
 """Elements of a tile where rows are short, or are taken in several blocks."""
-NEIGHBOURS = launch.only_block("softmax strided").rows
+NEIGHBOURS = launch.first_block("softmax strided").rows
 """Positions of a tile where classes are strided."""
+LARGEST_TILE = 8192
+"""Elements of a tile of several rows."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +167,31 @@ class Rows:
     def strided(self) -> bool:
         return self.inner > 1
 
-    def tile(self, whole: int = TILE, size: int = TILE) -> tuple[int, int]:
+    def tile(self, whole: int = TILE, size: int = TILE, neighbours: int = NEIGHBOURS) -> tuple[int, int]:
         """P and BLOCK of tiles of ``size`` elements; a row of up to ``whole`` classes is one block."""
         K = triton.next_power_of_2(self.K)
         if self.strided:
-            P = min(triton.next_power_of_2(self.inner), NEIGHBOURS)
+            P = min(triton.next_power_of_2(self.inner), neighbours)
             return P, min(K, size // P)
         block = K if whole >= K else min(K, size)
         return max(1, min(size // block, 256)), block
 
     def programs(self, P: int) -> int:
         return self.outer * triton.cdiv(self.inner, P) if self.strided else triton.cdiv(self.outer, P)
+
+
+def tuned(
+    family: str, x: Tensor, rows: Rows, run: Callable[[int, int], Result], what: str, share: int = 1
+) -> Result:  # fmt: skip
+    """``run`` with P and BLOCK for these rows; tiles of several rows have 1/``share`` of the block's elements."""
+    if rows.strided:
+        return launch.tuned(
+            "softmax strided", rows.K, x,
+            lambda b: run(*rows.tile(size=b.rows * b.columns // share, neighbours=b.rows)), f"{family} {what}",
+        )  # fmt: skip
+    return launch.tuned(
+        family, rows.K, x, lambda b: run(*rows.tile(b.columns, min(b.columns, LARGEST_TILE) // share)), what
+    )
 
 
 def warps_of(P: int, block: int) -> int:
@@ -211,12 +230,14 @@ def forward(x: Tensor, dim: int, log: bool) -> Tensor:
     x, rows = rows_of(x, dim)
     y = torch.empty_like(x)
     if x.numel():
-        P, block = rows.tile(WHOLE_ROW)
-        with device_of(x):
+
+        def run(P: int, block: int) -> None:
             _forward[(rows.programs(P),)](
                 x, y, rows.positions, rows.K, rows.inner,
                 log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
             )  # fmt: skip
+
+        tuned("softmax", x, rows, run, "forward")
     return y
 
 
@@ -225,12 +246,14 @@ def backward(dy: Tensor, y: Tensor, dim: int, log: bool) -> Tensor:
     y, rows = rows_of(y, dim)
     dy, dx = like(dy, y), torch.empty_like(y)
     if y.numel():
-        P, block = rows.tile(WHOLE_ROW)
-        with device_of(y):
+
+        def run(P: int, block: int) -> None:
             _backward[(rows.programs(P),)](
                 dy, y, dx, rows.positions, rows.K, rows.inner,
                 log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
             )  # fmt: skip
+
+        tuned("softmax", y, rows, run, "backward")
     return dx
 
 

@@ -2,16 +2,18 @@
 
 The first use of a shape class on a GPU times the blocks of that row of the table and keeps the fastest, in
 ``launch.json`` in the folder ``$BP_TORCH_CACHE`` (``~/.cache/bp_torch`` by default), by device name, Triton version,
-family and class. Later runs read it from there. While a CUDA graph is captured nothing can be timed: the table's block
-serves. In the interpreter there is nothing to time, and autotuning is off.
+family, class, dtype and kernel. Later runs read it from there. While a CUDA graph is captured nothing can be timed: the
+table's block serves. In the interpreter there is nothing to time, and autotuning is off.
 
-Another block may sum in another order: results of different machines may then differ in their last bits. On one
-machine they stay the same for as long as the file does.
+Another block may sum in another order: results of different machines, or of before and after tuning, may then differ
+in their last bits. On one machine they stay the same for as long as the file does. In batch-invariant mode a row's
+bits do not depend on its batch either way: no class of those families is told by the number of rows.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
 __all__ = ["ENABLED", "INTERPRETED", "best"]
 
@@ -50,10 +53,21 @@ def best(
     if block is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return blocks[0]
-        block = min(blocks, key=lambda candidate: milliseconds(lambda: launch(candidate)))
+        if len(blocks) == 1:
+            block = blocks[0]
+        else:
+            block = min(blocks, key=lambda candidate: _time(lambda: launch(candidate)))
         keep(cache_file(), full_key, describe(block))
     _chosen[key, device] = block
     return block
+
+
+def _time(run: Callable[[], object]) -> float:
+    """In milliseconds; infinite for a block that this GPU has too little shared memory or too few registers for."""
+    try:
+        return milliseconds(run)
+    except OutOfResources:
+        return math.inf
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -68,7 +82,8 @@ def device_name(device: torch.device) -> str:
 
 def describe(block: Any) -> str:
     """What is written to disk: a block that is no longer in the table is not found again, and is timed anew."""
-    return f"{block.rows} x {block.columns}, {block.warps} warps"
+    depth = f" x {block.depth}" if block.depth > 1 else ""
+    return f"{block.rows} x {block.columns}{depth}, {block.warps} warps"
 
 
 def read(path: Path) -> dict[str, str]:
