@@ -119,12 +119,12 @@ class RecipeCLI(LightningCLI):
         check_schedule(self.model, self.datamodule, given)
         if self.checkpoint is not None:
             check_fits(self.checkpoint, self.model, str(self.settings.ckpt_path))
-        callbacks: list[Callback] = [EpochSeeds(), GradientNorms(), History()]
+        callbacks: list[Callback] = [EpochSeeds(), GradientNorms()]
         if given.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if given.enable_model_summary is not False:
             callbacks.append(Summary())
-        kwargs["callbacks"] = [*callbacks, *(given.callbacks or [])]
+        kwargs["callbacks"] = [*callbacks, *(given.callbacks or []), History()]  # after those that log
         kwargs["plugins"] = [AtomicCheckpointIO(), *(given.plugins or [])]
         recorded = self.subcommand == "fit" and not given.fast_dev_run
         made = recorded and not self.resumed
@@ -168,7 +168,8 @@ class RecipeCLI(LightningCLI):
         if self.settings.trainer.fast_dev_run:
             return
         reason, checkpoints = stop_reason(self.trainer), self.callback(Checkpoints)
-        history, best_epoch = self.callback(History).rows, checkpoints.best_epoch  # testing restores the best epoch's
+        told = self.callback(History)
+        history, rates, best_epoch = told.rows, told.rates, checkpoints.best_epoch  # testing restores the best epoch's
         if not best_epoch:
             raise ConfigError(f"checkpoints.monitor: {checkpoints.monitor} was never a finite number; {reason}")
         common: dict[str, Any] = {"ckpt_path": checkpoints.best_model_path, "weights_only": True}
@@ -187,7 +188,7 @@ class RecipeCLI(LightningCLI):
             outputs=outputs,
             task=self.model,
             data=self.datamodule,
-            rates=self.callback(History).rates,
+            rates=rates,
             callbacks=self.trainer.callbacks,  # type: ignore[attr-defined]
         )
         if self.settings.report:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder as LightningFinder
 from matplotlib.figure import Figure
@@ -19,7 +22,10 @@ class LearningRateFinder(LightningFinder):
     """Find the learning rate before training, by Lightning's range test, and train with it.
 
     The test trains for `num_training_steps` steps while the rate rises from `min_lr` to `max_lr`, ends early where the
-    loss explodes, and restores the weights. The suggestion is the rate at which the smoothed loss falls most steeply.
+    loss explodes, and restores the weights. Then the rate is set to that at which the smoothed loss falls most steeply,
+    argmin ∂loss/∂log(rate). Lightning's own suggestion, argmin ∂loss/∂rate, is left aside: the noise at the smallest
+    rates decides it, which on the digits gave 5e-6 to 4e-5.
+
     The module must have an attribute `lr` (or `learning_rate`) that its `configure_optimizers` uses, as `Task` does:
     optimizer and schedule are made anew with it. A schedule that names its own rates (`max_lr` of OneCycleLR, unless it
     is 0 in a recipe's configuration) overrides it.
@@ -39,7 +45,7 @@ class LearningRateFinder(LightningFinder):
         mode: Literal["exponential", "linear"] = "exponential",
         early_stop_threshold: float | None = 4.0,
     ) -> None:
-        super().__init__(min_lr, max_lr, num_training_steps, mode, early_stop_threshold)
+        super().__init__(min_lr, max_lr, num_training_steps, mode, early_stop_threshold, update_attr=False)
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.found: float | None = None
@@ -47,21 +53,26 @@ class LearningRateFinder(LightningFinder):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        name = next((name for name in ("lr", "learning_rate") if hasattr(pl_module, name)), None)
+        if name is None:
+            raise ConfigError(f"LearningRateFinder: {type(pl_module).__name__} has no attribute lr to set")
         if self.found is None:
-            self.lr_find(trainer, pl_module)
+            epochs = trainer.fit_loop.max_epochs
+            trainer.fit_loop.max_epochs = -1  # Lightning's would end with the run's last epoch
+            try:
+                self.lr_find(trainer, pl_module)
+            finally:
+                trainer.fit_loop.max_epochs = epochs
             assert self.optimal_lr is not None
-            found = self.optimal_lr.suggestion()
-            if found is None:
-                raise ConfigError("num_training_steps: too few steps before the loss exploded to suggest a rate")
-            self.found = found
             self.rates, self.losses = (list(map(float, self.optimal_lr.results[name])) for name in ("lr", "loss"))
+            self.found = steepest(self.rates, self.losses)
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "figures"
                 folder.mkdir(parents=True, exist_ok=True)
                 figures.learning_rate_test(self.rates, self.losses, self.found).savefig(
                     folder / "lr_finder.png", dpi=150
                 )
-        setattr(pl_module, "lr" if hasattr(pl_module, "lr") else "learning_rate", self.found)
+        setattr(pl_module, name, self.found)
         trainer.strategy.setup_optimizers(trainer)  # Lightning's leaves the schedule at the rate it was made with
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,6 +93,15 @@ class LearningRateFinder(LightningFinder):
         """Loss against rate."""
         assert self.found is not None
         return figures.learning_rate_test(self.rates, self.losses, self.found)
+
+
+def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate at which the loss falls most steeply by log(rate), without the first ten and what is not finite."""
+    points = [(math.log(rate), loss) for rate, loss in zip(rates, losses, strict=False) if math.isfinite(loss)][10:-1]
+    if len(points) < 2:
+        raise ConfigError("num_training_steps: too few steps before the loss exploded to find a learning rate")
+    logs, values = np.array(points).T
+    return float(np.exp(logs[np.gradient(values, logs).argmin()]))
 
 
 class StopAfterReductions(Callback):

@@ -154,7 +154,7 @@ class SparsityReport(Callback):
         from ..report import Section
 
         text = [f"Of the best checkpoint, epoch {outcome.best_epoch}:", "", *table(outcome.task)]
-        return [Section("sparsity", "Sparsity by layer", figures.sparsity(self.rows, outcome.best_epoch), text)]
+        return [Section("sparsity", "Sparsity by layer", figures.sparsity(outcome.history, outcome.best_epoch), text)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
