@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from .library import ON_KERNELS, Case, cases
 from .registry import CHECKS, line
-from .report import FAILED, NOT_APPLICABLE, NOT_FINISHED, PASSED, Report
+from .report import FAILED, NOT_APPLICABLE, NOT_FINISHED, PASSED, Report, cell
 from .run import COMPILERS, check
 
 __all__ = ["UsageError", "run"]
@@ -108,7 +108,7 @@ def _names(options: argparse.Namespace) -> list[str]:
     return [name for name in chosen if name not in skip]
 
 
-# One target ----------------------------------------------------------------------------------------------------------
+# One target
 
 
 def _one(options: argparse.Namespace, names: list[str]) -> int:
@@ -218,7 +218,7 @@ def _input(text: str, i: int, seed: int, dtype: torch.dtype, device: torch.devic
         raise UsageError(f"check: --input {text!r}: expected a shape such as 4,8, integers as 6:10, or =0.5") from error
 
 
-# The library -----------------------------------------------------------------------------------------------------------
+# The library
 
 
 def backends() -> list[tuple[str, str]]:
@@ -325,9 +325,8 @@ def library_markdown(reports: list[tuple[str, str, Report, float]]) -> str:
     for _, _, report, _ in reports:
         reasons.update((r.name, r.detail) for r in report.results if r.state == NOT_APPLICABLE)
     lines += ["", "## Not applicable, and why", "", "| check | reason | layers |", "|---|---|---:|"]
-    lines += [
-        f"| {name} | {reason.replace('|', chr(92) + '|')} | {n} |" for (name, reason), n in sorted(reasons.items())
-    ]
+    for (name, reason), n in sorted(reasons.items()):
+        lines.append(f"| {name} | {cell(reason)} | {n} |")
     if reports:
         lines += [
             "",

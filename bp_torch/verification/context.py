@@ -210,7 +210,7 @@ class Context:
             if (wrong := difference([a], [b], tolerance, [floor])) is None:
                 continue
             # A gradient that is zero but for rounding has no digits of its own.
-            if a.shape == b.shape and a.dtype == b.dtype and a.is_floating_point():
-                if float((a - b).abs().max()) <= 64 * torch.finfo(a.dtype).eps * size:
-                    continue
+            alike = a.shape == b.shape and a.dtype == b.dtype and a.is_floating_point()
+            if alike and float((a - b).abs().max()) <= 64 * torch.finfo(a.dtype).eps * size:
+                continue
             raise Failed(f"{what}: the gradient of {name} is {wrong}", self.example(point, **more))

@@ -139,7 +139,7 @@ def forward_mode(c: Context) -> str | None:
 
 @check(
     "batched-gradients",
-    "several upstream gradients at once (is_grads_batched, which jacobian(vectorize=True) uses) equal one after another",
+    "several upstream gradients at once (is_grads_batched, as in jacobian(vectorize=True)) equal one after another",
     "vectorized Jacobians and Hessians are wrong",
     gradients=True,
 )
@@ -165,7 +165,7 @@ def batched_gradients(c: Context) -> str | None:
 )
 def undefined_gradients(c: Context) -> str | None:
     s = c.subject
-    undefined: Any = torch._C._functions.UndefinedGrad()  # type: ignore[attr-defined]
+    undefined: Any = torch._C._functions.UndefinedGrad()
     at, leaves = s.leaves(c.exact)
     count = len(differentiable(s(at)))
     for lost in range(count):

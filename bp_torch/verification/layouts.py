@@ -152,7 +152,8 @@ def large_offsets(c: Context) -> str | None:
     tensors = [t for t in c.given.inputs if isinstance(t, Tensor) and t.is_floating_point() and t.dim()]
     if not any(t.shape[0] > 1 for t in tensors):
         raise NotApplicable("no input has two rows to lay apart")
-    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if torch.are_deterministic_algorithms_enabled() and filled:
         raise NotApplicable("torch.use_deterministic_algorithms fills memory, which would take it all")
     s = c.subject
     laid: list[str] = []

@@ -51,8 +51,8 @@ def compare_gradients(
 
     A derivative along a direction d comes from differences of sixth order with steps h and h/2; their disagreement
     estimates the error. In float64 that is about 1e-13 of S's scale. It is wrong where it is off by more than 1e-5 of
-    the gradient's scale and by ten times the estimate. Where the steps disagree (a kink within 0.6 % of x) smaller steps
-    are tried; where one-sided derivatives disagree, or none converge, there is no derivative and the entry is skipped.
+    the gradient's scale and by ten times the estimate. Where the steps disagree (a kink within 0.6 % of x) smaller
+    steps are tried; where one-sided derivatives disagree, or none converge, there is no derivative: it is skipped.
 
     Tensors up to ``entries`` entries are compared entry by entry. In larger ones random directions cover all entries
     at once, are halved until a single wrong entry is found, and some entries are compared on their own.

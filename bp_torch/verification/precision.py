@@ -267,12 +267,12 @@ def tails(c: Context) -> str | None:
                     raise Failed(f"at ±{size:g} the gradient of {s.names[k]} is NaN in float64", c.example(point))
         low = point.to(torch.float32)
         # Looked for are results that are wrong, not digits of those that are small beside the input.
-        for name, (error, bound, value) in _errors(s, low, 0, size).items():
-            if not error <= bound:
+        for name, (off, bound, value) in _errors(s, low, 0, size).items():
+            if not off <= bound:
                 if c.random and _other_zeros(s, low):
                     raise NotApplicable("random numbers differ from dtype to dtype")
                 raise Failed(
-                    f"at ±{size:g} in float32 {name} is off by {error:.3g} from float64's, of {value:.3g}",
+                    f"at ±{size:g} in float32 {name} is off by {off:.3g} from float64's, of {value:.3g}",
                     c.example(low),
                 )
     return None

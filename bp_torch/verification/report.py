@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILED", "NOT_APPLICABLE", "NOT_FINISHED", "PASSED", "Report", "Result"]
+__all__ = ["FAILED", "NOT_APPLICABLE", "NOT_FINISHED", "PASSED", "Report", "Result", "cell"]
 
 PASSED, FAILED, NOT_APPLICABLE, NOT_FINISHED = "passed", "failed", "not applicable", "not finished"
 STATES = (PASSED, FAILED, NOT_APPLICABLE, NOT_FINISHED)
@@ -121,7 +121,7 @@ class Report:
         lines += ["", "| check | state | what was found |", "|---|---|---|"]
         for r in self.results:
             state = f"**{r.state}**" if r.state in (FAILED, NOT_FINISHED) else r.state
-            lines.append(f"| {r.name} | {state} | {_cell(r.detail)} |")
+            lines.append(f"| {r.name} | {state} | {cell(r.detail)} |")
         for r in self.failures:
             lines += ["", f"### {r.name}", "", r.detail, "", f"What it means: {r.means}.", ""]
             lines += [f"- {name}: {text}" for name, text in r.example.items()]
@@ -151,5 +151,5 @@ def _wrapped(label: str, text: str) -> Sequence[str]:
     return textwrap.wrap(text, 110, initial_indent=f"  {label:<5}  ", subsequent_indent=" " * 9) or [f"  {label}"]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")

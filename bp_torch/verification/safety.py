@@ -188,6 +188,9 @@ def checkpointed(c: Context) -> str | None:
             expected = s.call(at)
             if difference(list(expected), got) is None:
                 c.compare(
-                    (got, gs), ([y.detach() for y in expected], s.pull(expected, leaves)), "checkpointed", c.given
+                    (got, gs),
+                    ([y.detach().clone() for y in expected], s.pull(expected, leaves)),
+                    "checkpointed",
+                    c.given,
                 )
     return None

@@ -48,7 +48,7 @@ def is_float(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a subject is evaluated: its inputs, flattened, and its parameters. ``floats`` are the tensors among them."""
+    """Where a subject is evaluated: its inputs, flattened, and its parameters. ``floats``: both's float tensors."""
 
     inputs: tuple[Any, ...]
     parameters: tuple[Tensor, ...]
@@ -163,7 +163,7 @@ class Subject:
             state: dict[str, Tensor] = dict(zip(self.parameter_names, point.parameters, strict=True))
             for name, buffer in self.buffers.items():
                 cast = buffer.is_floating_point() and len(dtypes) == 1
-                state[name] = buffer.to(*dtypes, copy=True) if cast else buffer.clone()
+                state[name] = buffer.to(point.floats[0].dtype, copy=True) if cast else buffer.clone()
             result = torch.func.functional_call(self.module, state, inputs)
         return tuple(t for t in tree_leaves(result) if isinstance(t, Tensor))
 

@@ -1,0 +1,322 @@
+"""bp_torch.check: it catches what is wrong, raises no false alarm, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from planted import PLANTED, BiasOff, Linear, Planted, t
+from test_readme import assert_same_output, blocks_of
+from torch import Tensor, nn
+from torch_modules import MODULES
+
+import bp_torch
+from bp_torch.verification import CHECKS, Report
+from bp_torch.verification.numeric import compare_gradients, difference
+from bp_torch.verification.registry import describe
+
+ONE_BACKEND = "the subjects are torch's and this file's own, which know no backend"
+
+PATIENT = {"time_limit": 250.0}
+"""A machine that does much else must not decide a test."""
+
+every_planted = pytest.mark.parametrize("planted", PLANTED.values(), ids=list(PLANTED))
+
+
+@every_planted
+def test_planted_defect_is_caught(planted: Planted) -> None:
+    """By the check of the right name, which says what is wrong, what it means, and where; and by no unrelated one."""
+    report = bp_torch.check(planted.wrong, *planted.inputs, **PATIENT)
+    assert not report
+    assert planted.check in {r.name for r in report.failures} <= {planted.check, *planted.also}, report
+    result = report[planted.check]
+    assert planted.says in result.detail
+    assert result.means
+    assert "\n" not in result.detail + result.means
+    if planted.shape is not None:
+        assert next(iter(result.example.values())).startswith(f"shape {planted.shape}, strides")
+
+
+TWINS = {id(planted.right): planted for planted in PLANTED.values()}
+
+
+@pytest.mark.parametrize("planted", TWINS.values(), ids=lambda planted: planted.check)
+def test_corrected_twin_passes(planted: Planted) -> None:
+    report = bp_torch.check(planted.right, *planted.inputs, **PATIENT)
+    assert report, report
+    for other in PLANTED.values():
+        if other.right is planted.right:
+            assert report[other.check].state == "passed"
+
+
+# What torch 2.13's own modules do wrong; docs/check.md says more of each.
+TORCHS_OWN = {
+    "Hardsigmoid": {"float64"},
+    "RReLU": {"checkpoint"},
+    "InstanceNorm2d": {"empty-batch"},
+    "GRU": {"per-sample-gradients"},
+    "LSTM": {"per-sample-gradients"},
+}
+SMALL = ["Dropout", "BatchNorm2d", "Conv2d", "CrossEntropyLoss", "Embedding", "GELU", "Hardsigmoid", "LayerNorm"]
+OTHERS = {name for name in MODULES if name not in SMALL}
+
+
+def check_of_torch(name: str, **options: Any) -> None:
+    make, inputs = MODULES[name]
+    report = bp_torch.check(make(), *inputs(), **options, **PATIENT)
+    assert {r.name for r in report.failures} == TORCHS_OWN.get(name, set()), report
+    assert not report.unfinished
+    assert report.count("passed") > 16
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_false_alarm(name: str) -> None:
+    check_of_torch(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_no_false_alarm_in_torch_nn(name: str) -> None:
+    """Without the four checks that take half of the time; bp-torch check runs those on this library's layers."""
+    check_of_torch(name, skip=["compile", "gradgradcheck", "evaluation", "odd-sizes"])
+
+
+def linear() -> tuple[Any, ...]:
+    return t(4, 5), t(3, 5, seed=1), t(3, seed=2)
+
+
+QUICK = {"checks": ["gradcheck", "float32", "retain-graph", "in-place"]}
+
+
+def test_nothing_is_changed() -> None:
+    module = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout())
+    module(t(4, 5)).sum().backward()
+    x = t(4, 5).requires_grad_()
+    before = copy.deepcopy(module)
+    grads = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()  # noqa: NPY002
+    kept = x.detach().clone()
+    with torch.no_grad():
+        bp_torch.check(module, x, skip=["compile"], **PATIENT)
+    assert difference(list(module.state_dict().values()), list(before.state_dict().values()), 0.0) is None
+    assert difference([p.grad for p in module.parameters() if p.grad is not None], grads, 0.0) is None
+    assert module.training
+    assert torch.equal(x, kept)
+    assert x.grad is None
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert numpy.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+
+
+def test_report_says_the_same_in_every_form(tmp_path: Path) -> None:
+    report = bp_torch.check(BiasOff, *linear(), **QUICK)
+    assert isinstance(report, Report)
+    assert repr(report) == "<Report BiasOff: 3 passed, 1 failed>"
+    assert [r.name for r in report.failures] == ["gradcheck"]
+    text = str(report)
+    assert text.splitlines()[0] == "check BiasOff"
+    assert "failed: gradcheck" in text
+    assert "shape (1, 5), strides (5, 1), float64, values" in text
+    for name in ("report.md", "report.json"):
+        report.save(tmp_path / name)
+    assert "| gradcheck | **failed** |" in (tmp_path / "report.md").read_text("utf-8")
+    loaded = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert not loaded["passed"]
+    assert [r["state"] for r in loaded["results"]].count("failed") == 1
+    with pytest.raises(ValueError, match="ends in"):
+        report.save(tmp_path / "report.txt")
+    with pytest.raises(KeyError):
+        report["gradchek"]
+
+
+def test_report_prints_with_and_without_rich(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = bp_torch.check(BiasOff, *linear(), **QUICK)
+    pytest.importorskip("rich")
+    report.show()
+    assert "┃" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "rich", None)
+    report.show()
+    assert capsys.readouterr().out == f"{report}\n"
+
+
+def test_assert_correct() -> None:
+    assert bp_torch.assert_correct(Linear, *linear(), **QUICK)
+    with pytest.raises(AssertionError, match=r"failed: gradcheck\n  wrong  the gradient of b\[1\] is 1\.9"):
+        bp_torch.assert_correct(BiasOff, *linear(), **QUICK)
+
+
+@pytest.mark.parametrize("options", [{"checks": ["gradchek"]}, {"skip": ["gradchek"]}])
+def test_unknown_check_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no check 'gradchek'; there are gradcheck, gradgradcheck"):
+        bp_torch.check(Linear, *linear(), **options)
+
+
+def test_other_wrong_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of aot_eager, inductor"):
+        bp_torch.check(Linear, *linear(), compile="eager")
+    with pytest.raises(ValueError, match="'time_limit'"):
+        bp_torch.check(Linear, *linear(), time_limit=0)
+    with pytest.raises(TypeError, match="got int"):
+        bp_torch.check(3, t(2, 2))
+    with pytest.raises(TypeError, match="at least one tensor"):
+        bp_torch.check(nn.ReLU(), 3.0)
+    with pytest.raises(TypeError, match="an output that is a floating-point tensor"):
+        bp_torch.check(torch.argmax, t(3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        bp_torch.check(nn.Linear(3, 2), t(4, 5))
+    with pytest.raises(ValueError, match="lazy parameters"):
+        bp_torch.check(nn.LazyLinear(3), t(4, 5))
+    with pytest.raises(ValueError, match="the reference has the parameters"):
+        bp_torch.check(nn.Linear(5, 3), t(4, 5), reference=nn.ReLU())
+
+
+def test_checks_and_skip_choose() -> None:
+    assert [r.name for r in bp_torch.check(Linear, *linear(), **QUICK).results] == QUICK["checks"]
+    left = bp_torch.check(Linear, *linear(), checks=["gradcheck", "nan"], skip=["gradcheck"])
+    assert [r.name for r in left.results] == ["nan"]
+
+
+def test_out_of_time_is_no_pass() -> None:
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return x.sin()
+
+    report = bp_torch.check(slow, t(4, 5), checks=["gradcheck"], time_limit=0.2)
+    assert report["gradcheck"].state == "not finished"
+    assert "out of time" in report["gradcheck"].detail
+    assert not report.failures
+    assert not report
+    with pytest.raises(AssertionError, match="not finished: gradcheck"):
+        bp_torch.assert_correct(slow, t(4, 5), checks=["gradcheck"], time_limit=0.2)
+
+
+def test_each_result_is_told_as_it_comes() -> None:
+    told: list[str] = []
+    bp_torch.check(Linear, *linear(), on_result=lambda result: told.append(result.name), **QUICK)
+    assert told == QUICK["checks"]
+
+
+def test_inputs_that_require_gradients_are_the_differentiated_ones() -> None:
+    def f(x: Tensor, target: Tensor) -> Tensor:
+        return x * target.detach()  # no gradient for target
+
+    assert not bp_torch.check(f, t(3), t(3, seed=1), checks=["gradcheck"])
+    assert bp_torch.check(f, t(3).requires_grad_(), t(3, seed=1), checks=["gradcheck"])
+
+
+def test_kinks_are_no_failures() -> None:
+    """At 0 relu has no derivative; a wrong gradient beside it is still seen."""
+    x = torch.tensor([[0.0, 1.0, -2.0, 0.001]])
+    report = bp_torch.check(nn.ReLU(), x, checks=["gradcheck"])
+    assert report, report
+    assert "lie at kinks" in report["gradcheck"].detail
+    assert not bp_torch.check(lambda x: x.detach().relu() + 0.5 * (x.relu() - x.relu().detach()), x)
+
+
+def test_reference_decides() -> None:
+    def nearly(x: Tensor) -> Tensor:
+        return torch.tanh(x) + 1e-5
+
+    def rough(x: Tensor) -> Tensor:
+        return torch.tanh(x.bfloat16()).to(x.dtype) if x.dtype == torch.float32 else torch.tanh(x)
+
+    checks = ["reference", "float32"]
+    assert bp_torch.check(torch.tanh, t(4, 5), reference=torch.tanh, checks=checks)
+    wrong = bp_torch.check(nearly, t(4, 5), reference=torch.tanh, checks=checks)
+    assert [r.name for r in wrong.failures] == checks
+    lossy = bp_torch.check(rough, t(4, 5), reference=torch.tanh, checks=checks)
+    assert [r.name for r in lossy.failures] == ["float32"]
+    assert "the reference by" in lossy["float32"].detail
+    assert not bp_torch.check(rough, t(4, 5), checks=["float32"])  # found without a reference too
+    module = bp_torch.check(bp_torch.nn.Linear(5, 3), t(4, 5), reference=nn.Linear(5, 3), checks=checks)
+    assert module, module
+
+
+def test_refusals_are_limits_and_other_errors_failures() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.exp()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return dy * x.exp()
+
+    report = bp_torch.check(Once, t(4, 5), checks=["gradcheck", "gradgradcheck", "forward-mode"])
+    assert [r.state for r in report.results] == ["passed", "not applicable", "not applicable"]
+    assert "refused: RuntimeError: trying to differentiate twice" in report["gradgradcheck"].detail
+
+    class Crashes(Once):
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Any:
+            return dy, dy  # one gradient too many
+
+    report = bp_torch.check(Crashes, t(4, 5), checks=["gradcheck"])
+    assert report["gradcheck"].detail.startswith("raises RuntimeError: function CrashesBackward returned")
+
+
+def test_large_tensors_are_searched_for_one_wrong_entry() -> None:
+    class OneWrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 3 * x
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            dx = 3 * dy
+            dx[17, 23] *= 1.5
+            return dx
+
+    report = bp_torch.check(OneWrong, t(40, 50), checks=["gradcheck"], **PATIENT)
+    assert "the gradient of x[17, 23] is" in report["gradcheck"].detail
+
+
+def test_numerical_derivatives_know_their_error() -> None:
+    """Right to 1e-5 and wrong in the seventh digit is told from wrong, and from rounding."""
+    x = torch.linspace(0.3, 2, 6, dtype=torch.float64)
+    weights = [torch.ones(6, dtype=torch.float64)]
+
+    def compare(factor: float) -> tuple[int, int]:
+        found = compare_gradients(lambda ts: [ts[0].exp()], [x], [factor * x.exp()], weights, [0])
+        return len(found.wrong), len(found.imprecise)
+
+    assert compare(1.0) == (0, 0)
+    assert compare(1 + 3e-8) == (0, 6)
+    assert compare(1.01) == (6, 0)
+
+
+def test_describe() -> None:
+    shown = describe(torch.arange(20.0).reshape(4, 5).t())
+    assert shown == "shape (5, 4), strides (1, 5), float32, values 0, 5, 10, 15, 1, 6, 11, 16, 2, 7, 12, 17, …"
+    assert describe(torch.zeros(0, 3)) == "shape (0, 3), strides (3, 1), float32, values none"
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "check.md"
+
+
+def test_documented_table_is_that_of_the_code() -> None:
+    rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{row.name}` | {row.what} | {row.means} |" for row in CHECKS.values()]
+
+
+def test_documented_example_prints_what_is_stated(tmp_path: Path) -> None:
+    (block,) = (block for block in blocks_of(PAGE) if block.output is not None)
+    script = tmp_path / "example.py"
+    script.write_text(block.code, encoding="utf-8")
+    run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    assert_same_output(run.stdout, block.output or "")
