@@ -1,5 +1,6 @@
 # make demo      train the digits recipe and show its result
 # make test      lint, type-check and test: what CI runs
+# make test-recipes   train every recipe and hold it to its header; not part of make test
 # make kernels   compile every Triton kernel for four GPUs and write docs/kernels.md
 # Both create .venv on the first run and reuse it until pyproject.toml or constraints.txt changes.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types pytest kernels format clean
+.PHONY: help install demo test lint types pytest test-recipes kernels format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -42,6 +43,10 @@ types: $(STAMP)
 # One thread for each worker: the workers already fill the cores.
 pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts=docs/contracts.md
+
+# Hours on two cores: each recipe is trained as its header says.
+test-recipes: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m recipes
 
 # In the interpreter nothing would be compiled.
 kernels: $(STAMP)

@@ -60,7 +60,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("on_backend", [BACKENDS[name] for name in names], indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "recipes" not in config.option.markexpr:  # minutes each: only when asked for
+        left_out = [item for item in items if item.get_closest_marker("recipes")]
+        items[:] = [item for item in items if not item.get_closest_marker("recipes")]
+        config.hook.pytest_deselected(items=left_out)
     if HAS_CUDA:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
