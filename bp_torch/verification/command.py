@@ -95,7 +95,12 @@ def run(arguments: Sequence[str]) -> int:
     for given, flag in ((options.input, "--input"), (options.init, "--init"), (options.reference, "--reference")):
         if given:
             raise UsageError(f"check: {flag} needs a target, package.module:Name")
-    return _library(options, names)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small: several threads would wait for each other
+    try:
+        return _library(options, names)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -307,7 +312,7 @@ def _summary(reports: list[tuple[str, str, Report, float]]) -> None:
         return
     table = Table(title="bp-torch check", title_justify="left")
     for i, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if i > 1 else "left")
+        table.add_column(name, justify="right" if i > 1 else "left", no_wrap=i == 1)
     for row, (_, _, report, _) in zip(rows, reports, strict=True):
         table.add_row(*row, style=None if report else "bold red")
     rich.print(table)
