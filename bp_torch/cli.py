@@ -16,9 +16,11 @@ RECIPES = {
 USAGE = """\
 usage: bp-torch {{{names}}} --config FILE [options]
        bp-torch check [package.module:Name --input 4,8 ...] [options]
+       bp-torch study [NAME] [--seeds N] [--out DIR] [--quick]
        bp-torch --version
 
 {lines}
+  study     a side-by-side study of what the slides claim, over several seeds, with its verdict
   check     run every check of docs/check.md on this library's layers, or on a function or module of yours
 
 FILE is a YAML file or the name of a shipped one, such as digits. Several stack: the later wins.
@@ -34,7 +36,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0; 1 where a check failed; 2 after one line on stderr about what to change.
+    0; 1 where a check or a study's claim failed; 2 after one line on stderr about what to change.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
@@ -53,15 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return verification.run(arguments[1:])
         except verification.UsageError as error:
             return fail(str(error))
-    if command not in RECIPES:
-        return fail(f"{command!r} is not a command; choose from {', '.join([*RECIPES, 'check'])}")
+    if command not in (*RECIPES, "study"):
+        return fail(f"{command!r} is not a command; choose from {', '.join([*RECIPES, 'study', 'check'])}")
     try:
         from bp_torch.recipes import cli, repeat
+
+        if command == "study":
+            from bp_torch.recipes.studies import command as studies
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.split(".")[0] == "bp_torch":
             raise
         return fail(f"{command} needs {missing.name}, which is not installed: pip install 'bp-torch[recipes]'")
     try:
+        if command == "study":
+            return studies.run(arguments[1:])
         if command == "repeat":
             repeat.run(arguments[1:])
         else:
