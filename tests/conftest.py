@@ -24,6 +24,9 @@ HAS_CUDA = torch.cuda.is_available()
 # Triton reads this when a kernel is decorated, so it is set before any kernel is imported.
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
+    import interpreter
+
+    interpreter.make_faster()
 
 # The workers of pytest-xdist already fill the cores.
 torch.set_num_threads(1)
