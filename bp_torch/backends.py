@@ -20,9 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .functions.function import is_ordinary
+from .functions.function import is_ordinary, is_plain
 
-__all__ = ["backend", "batch_invariant", "current_backend", "is_batch_invariant", "kernels", "mask_of", "warmup"]
+__all__ = [
+    "backend",
+    "batch_invariant",
+    "current_backend",
+    "is_batch_invariant",
+    "kernels",
+    "mask_of",
+    "plain_kernels",
+    "warmup",
+]
 
 NAMES = ("auto", "torch", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -117,6 +126,15 @@ def kernels(*tensors: Tensor | None) -> ModuleType | None:
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
+
+
+def plain_kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """:func:`kernels`, where besides no derivative is being taken: see :func:`functions.function.is_plain`."""
+    if torch.compiler.is_compiling() or _current == "torch":
+        return None
+    if _current == "auto" and not first.is_cuda:
+        return None  # first, because it takes less time than the rest
+    return kernels(first, *others) if is_plain(first, *others) else None
 
 
 def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:

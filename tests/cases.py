@@ -209,8 +209,16 @@ def dense_cases() -> Iterator[Case]:
                     batch_dim=None if p or residual else 0,
                 )
     yield Case(
+        name="linear",
+        function="LinearFunction",
+        ours=lambda x, W, b: bpF.linear(x, W, b),
+        theirs=lambda x, W, b: F.linear(x, W, b),
+        inputs=tensors((4, 5), (3, 5), (3,), seed=1),
+        batch_dim=0,
+    )
+    yield Case(
         name="linear-no-bias-3d",
-        function="DenseFunction",
+        function="LinearFunction",
         ours=lambda x, W: bpF.linear(x, W),
         theirs=lambda x, W: F.linear(x, W),
         inputs=tensors((2, 3, 5), (4, 5)),

@@ -36,6 +36,7 @@ WITH_KERNELS = {
     "CrossEntropyFunction",
     "CrossEntropyProbabilitiesFunction",
     "DenseFunction",
+    "LinearFunction",
     "DropoutFunction",
     "ErrorLossFunction",
     "LogSoftmaxFunction",

@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 
+_DEFAULTS: dict[str | None, tuple[float, ...]] = {
+    None: (),
+    **{name: tuple(float(value) for value in row.parameters.values()) for name, row in ACTIVATIONS.items()},
+}
 _REQUIRED = ("input", "branch")
 
 
@@ -64,6 +68,8 @@ def activation_arguments(
     function: str, activation: str | None, parameters: Mapping[str, float] | None = None
 ) -> tuple[str, tuple[float, ...]]:
     """The table's key and all its parameters in order, from a name and the parameters that differ from the default."""
+    if not parameters and (activation is None or type(activation) is str) and activation in _DEFAULTS:
+        return "identity" if activation is None else activation, _DEFAULTS[activation]
     name = "identity" if activation is None else activation
     if not isinstance(name, str):
         raise TypeError(f"{function}(): 'activation': expected a name or None, got {type(name).__name__}")

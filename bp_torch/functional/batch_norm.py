@@ -152,15 +152,32 @@ def _batch_norm(
     return call(NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, eps, activation, parameters)
 
 
-@torch.no_grad()
 def _update(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
 ) -> None:
     """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1)."""
-    mean, var = mean.detach(), var.detach()  # an exported program forgets no_grad
     if running_mean is not None and running_var is not None and n > 1:
-        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-            running.lerp_(batch.to(running.dtype), momentum)
+        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+        running_var.lerp_((var.detach() * (n / (n - 1))).to(running_var.dtype), momentum)
+
+
+def _fits(
+    x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, residual: Any, training: bool, eps: float
+) -> bool:
+    """Whether all is as it should be, and of one dtype: the usual case, in as little time as can be."""
+    if not (isinstance(x, Tensor) and x.dim() > 1 and eps > 0):
+        return False
+    dtype, device, shape = x.dtype, x.device, x.shape
+    if dtype not in (torch.float32, torch.float64) or (running_mean is None) != (running_var is None):
+        return False
+    for t in (running_mean, running_var, weight, bias):
+        if t is not None and not (
+            isinstance(t, Tensor) and t.dtype is dtype and t.shape == shape[1:2] and t.device == device
+        ):
+            return False
+    if residual is not None and not (isinstance(residual, Tensor) and residual.shape == shape):
+        return False
+    return training or running_mean is not None
 
 
 def _check(
@@ -175,6 +192,8 @@ def _check(
     eps: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """torch's errors; input, weight and bias, these with one dimension."""
+    if _fits(input, running_mean, running_var, weight, bias, residual, training, eps):
+        return input, weight, bias
     of_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     check_tensor(function, input=input, residual=residual, **of_channel)
     if eps < 0 or (training and eps == 0):

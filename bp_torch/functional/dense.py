@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..functions.dense import DenseFunction
+from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
 from . import activation as activations
@@ -34,16 +36,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
-    check_tensor("linear", input=input, weight=weight, bias=bias)
-    x, W, b = lower_precision(input, weight, bias)
-    if W is not None and W.dim() == 1 and b is None:
-        return linear(x, W.unsqueeze(0)).squeeze(-1)
-    if W is not None and W.dim() == 2 and b is not None and b.shape in ((), (1,)):
-        b = b.expand(W.shape[0])
-    _check_shapes("linear", x, W, b)
-    if x.is_complex():
-        return F.linear(x, W, b)
-    return call(DenseFunction, x, W, b, None, None, 0.0, "identity", ())
+    x, W, b = lower_precision(input, weight, bias) if _is_any_autocast_enabled() else (input, weight, bias)
+    if not _fits(x, W, b):
+        check_tensor("linear", input=input, weight=weight, bias=bias)
+        if W is not None and W.dim() == 1 and b is None:
+            return linear(x, W.unsqueeze(0)).squeeze(-1)
+        if W is not None and W.dim() == 2 and b is not None and b.shape in ((), (1,)):
+            b = b.expand(W.shape[0])
+        _check_shapes("linear", x, W, b)
+        if x.is_complex():
+            return F.linear(x, W, b)
+    return call(LinearFunction, x, W, b)
 
 
 def dense(
@@ -81,11 +84,12 @@ def dense(
             activation=activation, activation_parameters=activation_parameters, p=p, training=training,
             generator=generator,
         )  # fmt: skip
-    check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
     name, parameters = activation_arguments("dense", activation, activation_parameters)
     check_probability("dense", p)
     x, W, b = lower_precision(input, weight, bias)
-    _check_shapes("dense", x, W, b)
+    if not (_fits(x, W, b) and (residual is None or isinstance(residual, Tensor))):
+        check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
+        _check_shapes("dense", x, W, b)
     shape = (*x.shape[:-1], W.shape[0])
     if residual is not None and residual.shape != shape:
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
@@ -96,6 +100,19 @@ def dense(
     mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
     output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
     return output[0] if isinstance(output, tuple) else output
+
+
+def _fits(x: Any, W: Any, b: Any) -> bool:
+    """Whether all is as it should be, W a matrix and the numbers real: the usual case, in as little time as can be."""
+    if not (isinstance(x, Tensor) and isinstance(W, Tensor) and W.dim() == 2 and x.dim() > 0):
+        return False
+    dtype, device = W.dtype, W.device
+    out_features, in_features = W.shape
+    if x.shape[-1] != in_features or x.dtype is not dtype or x.device != device or dtype.is_complex:
+        return False
+    return b is None or (
+        isinstance(b, Tensor) and b.shape == (out_features,) and b.dtype is dtype and b.device == device
+    )
 
 
 def _check_shapes(function: str, x: Tensor, W: Tensor | None, b: Tensor | None) -> None:

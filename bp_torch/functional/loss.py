@@ -6,6 +6,7 @@ All take ``reduction``: "none", "mean" or "sum"; ``size_average`` and ``reduce``
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,11 @@ def cross_entropy(
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
             label_smoothing=label_smoothing,
         )  # fmt: skip
+    if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
+        usual: Tensor = call(
+            CrossEntropyFunction, input, target, None, ignore_index, float(label_smoothing), reduction
+        )[0]
+        return usual
     name = "cross_entropy"
     _check_given(name, input=input, target=target)
     check_tensor(name, weight=weight)
@@ -120,6 +126,9 @@ def nll_loss(
             nll_loss, (input, target, weight), input, target, weight=weight,
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
         )  # fmt: skip
+    if _is_usual(input, target, weight, size_average, reduce, reduction):
+        usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
+        return usual
     _check_given("nll_loss", input=input, target=target)
     check_tensor("nll_loss", weight=weight)
     reduction = _reduction("nll_loss", size_average, reduce, reduction)
@@ -251,6 +260,10 @@ def binary_cross_entropy_with_logits(
             input, target, weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
             pos_weight=pos_weight,
         )  # fmt: skip
+    plain = weight is None and pos_weight is None and size_average is None and reduce is None
+    if plain and reduction in _REDUCTIONS and _are_alike(input, target):
+        usual: Tensor = call(BCEWithLogitsFunction, input, target, None, None, reduction)
+        return usual
     name = "binary_cross_entropy_with_logits"
     _check_given(name, input=input, target=target)
     check_tensor(name, weight=weight, pos_weight=pos_weight)
@@ -280,13 +293,47 @@ def binary_cross_entropy_with_logits(
     return loss
 
 
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+def _is_usual(input: Any, target: Any, weight: Any, size_average: Any, reduce: Any, reduction: str) -> bool:
+    """Logits (N, C) and classes (N), and nothing to refuse, cast or weigh: the usual case, found in little time."""
+    return (
+        weight is None
+        and size_average is None
+        and reduce is None
+        and isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.dim() == 2
+        and target.dim() == 1
+        and target.dtype is torch.int64
+        and input.dtype in (torch.float32, torch.float64)
+        and input.shape[0] == target.shape[0]
+        and input.shape[1] > 0
+        and reduction in _REDUCTIONS
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def _are_alike(input: Any, target: Any) -> bool:
+    """Whether both are tensors of one shape and of one dtype that is not to be cast."""
+    return (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and input.dtype is target.dtype
+        and input.dtype in (torch.float32, torch.float64)
+        and input.shape == target.shape
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
 def _reduction(function: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     if size_average is not None or reduce is not None:
         reduction = _Reduction.legacy_get_string(size_average, reduce)
     if reduction == "elementwise_mean":
         _Reduction.get_enum(reduction)  # torch's warning that the name is deprecated
         return "mean"
-    if reduction not in ("none", "mean", "sum"):
+    if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")
     return reduction
 
@@ -301,6 +348,9 @@ def _error_loss(
     error: str, input: Tensor, target: Tensor, weight: Tensor | None, parameter: float, reduction: str
 ) -> Tensor:
     """The losses of x - t."""
+    if weight is None and _are_alike(input, target):
+        usual: Tensor = call(ErrorLossFunction, input, target, None, error, parameter, reduction, input.dtype)
+        return usual
     name = f"{error}_loss"
     _check_given(name, input=input, target=target)
     check_tensor(name, weight=weight)

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends import is_batch_invariant, kernels
+from ..backends import is_batch_invariant, plain_kernels
 from . import batch_invariant
-from .dropout import drop, may_draw
+from .dropout import drop, dropout_scale, may_draw
 from .function import Function, call, is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activate", "activation_backward", "lookup"]
@@ -398,7 +398,7 @@ class ActivationFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
-        triton = kernels(x) if is_plain(x) else None
+        triton = plain_kernels(x)
         if triton is not None:
             return triton.elementwise.forward(x, None, None, None, 0.0, name, parameters)
         return activate(x, name, parameters)
@@ -433,14 +433,9 @@ class ActivationBackwardFunction(Function):
     def forward(
         dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
     ) -> Tensor:
-        row = lookup(name, parameters)
-        triton = kernels(dy, s) if is_plain(dy, s) and may_draw(mask) else None
-        if triton is not None:
-            return triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
-        da = drop(dy, mask, p)
-        if row.native is not None and is_plain(da, s):
-            return row.native(da, s, *parameters)
-        return (da * row.df(_wide(s), *parameters)).to(dy.dtype)
+        if is_plain(dy, s):
+            return _pull(dy, s, mask, p, name, parameters)
+        return (drop(dy, mask, p) * lookup(name, parameters).df(_wide(s), *parameters)).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -453,7 +448,7 @@ class ActivationBackwardFunction(Function):
         dy, s, mask = ctx.saved_tensors
         need_dy, need_s = ctx.needs_input_grad[:2]
         p, name, parameters = ctx.constants
-        triton = kernels(g, dy, s) if is_plain(g, dy, s) and may_draw(mask) else None
+        triton = plain_kernels(g, dy, s) if may_draw(mask) else None
         if triton is not None:
             output = lookup(name, parameters).saves == "output"
             ddy, ds = triton.elementwise.second(g, dy, s, mask, p, name, parameters, output)
@@ -468,6 +463,21 @@ class ActivationBackwardFunction(Function):
         p, name, parameters = ctx.constants
         t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, name, parameters, mask, p)
         return t if ts is None else t + _curvature(ts, dy, s, mask, *ctx.constants)
+
+
+def _pull(dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]) -> Tensor:
+    """m ⊙ dy / (1 - p) ⊙ f′(z) of plain tensors, in one kernel of ATen's or of ours where there is one."""
+    row = lookup(name, parameters)
+    triton = plain_kernels(dy, s) if may_draw(mask) else None
+    if triton is not None:
+        dz: Tensor = triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
+        return dz
+    if row.native is None:
+        return (drop(dy, mask, p) * row.df(_wide(s), *parameters)).to(dy.dtype)
+    if mask is None and row.saves == "output":  # f′ is a number of size 1: the scale loses nothing afterwards, in place
+        dz = row.native(dy, s, *parameters)
+        return dz if p == 0 else dz.mul_(dropout_scale(p))
+    return row.native(drop(dy, mask, p), s, *parameters)
 
 
 def _curvature(
@@ -487,5 +497,5 @@ def activation_backward(
 ) -> Tensor:
     """m ⊙ dy / (1 - p) ⊙ f′(z), from what the row saves."""
     if is_plain(dy, s):
-        return ActivationBackwardFunction.forward(dy, s, mask, p, name, parameters)
+        return _pull(dy, s, mask, p, name, parameters)
     return call(ActivationBackwardFunction, dy, s, mask, p, name, parameters)

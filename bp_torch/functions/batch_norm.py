@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import plain_kernels
 from .activation import activate, activation_backward, lookup
 from .function import Function, call, is_plain
 
@@ -101,7 +101,7 @@ def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 def _triton(x: Tensor, *others: Tensor | None) -> ModuleType | None:
     """The Triton kernels, where they shall run."""
-    return kernels(x, *others) if x.numel() > 0 and is_plain(x, *others) else None
+    return plain_kernels(x, *others) if x.numel() > 0 else None
 
 
 def _triton_arguments(ctx: Any, *saved: Any) -> tuple[Any, ...]:
@@ -112,6 +112,9 @@ def _triton_arguments(ctx: Any, *saved: Any) -> tuple[Any, ...]:
 
 
 # While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
+
+CHUNK = 2**18
+"""Elements that one step of a pass takes: what it computes on the way stays in a core's cache."""
 
 
 def _fused(x: Tensor, dz: Tensor | None = None) -> bool:
@@ -133,16 +136,37 @@ def _fused_forward(
     """z, mean, var.
 
     ATen adds up a contiguous plane in float64, but rows one by one in their own dtype: at a mean of 1e5 and a deviation
-    of 1 its variance was 130 for NHWC float32 data, 850 for (65536, 8). It returns the variance about its own mean m,
-    var + (mean - m)²; a small excess is subtracted, and with a large one the statistics are those of x - mean.
+    of 1 its variance was 130 for NHWC float32 data, 850 for (65536, 8). Where that may have cost more than rounding,
+    the statistics are taken again.
     """
     x = _wide(x)
+    n, channels = _count(x), x.shape[1]
+    if n > 1:
+        mean, var = x.new_zeros(channels), x.new_zeros(channels)
+        z, _, _ = aten.native_batch_norm.default(x, *_native(gamma, beta), mean, var, True, 1.0, eps)
+        exact = x.shape[2:].numel() > 1 and x.is_contiguous()
+        if not exact:
+            # n additions about a mean of k deviations lose about 2⁻²⁶ k √n of one: up to 1e-5 here, that is k² ≤ most.
+            most = (2**26 * 1e-5) ** 2 / n
+            exact = float(mean.square().sub_(var, alpha=most).amax()) <= 0
+        if exact:  # var moved from 0 by its whole way to the unbiased variance
+            return _add(z, residual), mean, var.mul_((n - 1) / n)
+    return _accurate_forward(x, gamma, beta, residual, eps)
+
+
+def _accurate_forward(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, mean, var, whatever the mean.
+
+    ATen returns the variance about its own mean m, var + (mean - m)². A small excess is subtracted, and with a large
+    one the statistics are those of x - mean.
+    """
     m, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-    planes = x.is_contiguous() and x.shape[2:].numel() > 1
-    mean = m if planes else x.mean(_dims(x))
-    excess = None if planes else (mean - m).square_()
-    if excess is None or bool((excess <= 1e-6 * var).all()):
-        var = var if excess is None else var.sub_(excess)
+    mean = x.mean(_dims(x))
+    excess = (mean - m).square_()
+    if bool((excess <= 1e-6 * var).all()):
+        var = var.sub_(excess)
         z, _, _ = aten.native_batch_norm(x, *_native(gamma, beta), mean, var, False, 0.0, eps)
     else:
         z = x - _channel(mean, x)
@@ -163,10 +187,27 @@ def _fused_backward(
     ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor, training: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dγ, dβ."""
-    statistics = (None, None, mean, torch.rsqrt(var + ctx.eps)) if training else (mean, var, None, None)
-    return aten.native_batch_norm_backward(
-        dz, _wide(x), *_native(gamma, *statistics), training, ctx.eps, list(ctx.needs_input_grad[:3])
+    s = torch.rsqrt(var + ctx.eps) if training else None
+    statistics = (mean, var, None, None) if s is None else (None, None, mean, s)
+    needs = list(ctx.needs_input_grad[:3])
+    ours = ctx.activation != "identity" and ctx.dtypes[3] is None  # dz was made here, and is nobody's gradient
+    if s is None or not (ours and needs[0] and x.numel() > CHUNK and x.dtype == dz.dtype):
+        return aten.native_batch_norm_backward.default(
+            dz, _wide(x), *_native(gamma, *statistics), training, ctx.eps, needs
+        )
+    # A new tensor costs more than the arithmetic: dx is written into dz.
+    _, dgamma, dbeta = aten.native_batch_norm_backward.default(
+        dz, x, *_native(gamma, *statistics), training, ctx.eps, [False, True, True]
     )
+    n = _count(x)
+    k = s if gamma is None else gamma * s
+    mean, k, of_xhat, shift = (_channel(t, x) for t in (mean, k, k * s * dgamma / -n, k * dbeta / -n))
+    step = max(1, CHUNK * x.shape[0] // x.numel())
+    for start in range(0, x.shape[0], step):
+        i = slice(start, start + step)
+        torch.addcmul(shift, dz[i], k, out=dz[i])
+        dz[i].addcmul_(x[i] - mean, of_xhat)
+    return dz, dgamma if needs[1] else None, dbeta if needs[2] else None
 
 
 def _dz(ctx: Any, dy: Tensor, *saved: Any) -> Tensor:
@@ -204,7 +245,7 @@ def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Te
 def _results(ctx: Any, *gradients: Tensor | None) -> list[Tensor | None]:
     """The gradients that are needed, each in its input's dtype."""
     return [
-        g.to(dtype) if g is not None and need else None
+        None if g is None or not need else g if g.dtype == dtype else g.to(dtype)
         for g, need, dtype in zip(gradients, ctx.needs_input_grad, ctx.dtypes, strict=False)
     ]
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels
-from .function import Function, is_plain
+from ..backends import plain_kernels
+from .function import Function
 from .loss import KINDS, NARROW, fast_on_cpu, reduce, spread, wide
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
@@ -96,14 +96,17 @@ class CrossEntropyFunction(Function):
 
     Shapes: x (C) or (N, C, ...), t () or (N, ...), integers; w (C) of x's dtype, a constant, or None; m and r as x with
     one class. m, r and the sums are float32 for 16-bit x.
+
+    Few logits while no graph is recorded: (loss, total, log p, None), by ATen's kernels. Only they use that log p; a
+    backward that is itself recorded takes m and r from x.
     """
 
     @staticmethod
     def forward(
         x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         c, fast = class_dim(x), fast_on_cpu(x, t, w)
-        triton = kernels(x, t, w) if x.numel() > 0 and is_plain(x, t, w) else None
+        triton = plain_kernels(x, t, w) if x.numel() > 0 else None
         if triton is not None:
             _check_classes(t, ignore_index, x.shape[c])
             return triton.cross_entropy.forward(x, c, t, w, ignore_index, smoothing, reduction)
@@ -125,21 +128,30 @@ class CrossEntropyFunction(Function):
         x, t, w, ctx.ignore_index, ctx.smoothing, ctx.reduction = inputs
         ctx.set_materialize_grads(False)
         _, total, m, r = output
+        if r is None:
+            ctx.mark_non_differentiable(m)
         ctx.save_for_backward(x, t, w, total, m, r)
         ctx.save_for_forward(x, t, w, total, m, r)
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         x, t, w, total, m, r = ctx.saved_tensors
-        c, fused = class_dim(x), dloss is not None and dr is None and x.numel() > 0 and is_plain(x, t, w, dloss)
-        triton = kernels(x, t, w, dloss) if fused else None
+        c = class_dim(x)
+        if r is None:
+            if dloss is None:
+                return None, None, None, None, None, None
+            if fast_on_cpu(x, t, w, dloss):
+                return _small_backward(dloss, x, t, w, total, m, ctx.ignore_index, ctx.reduction), *(None,) * 5
+            m = _shift(x)
+            r = (wide(x) - m).exp().sum(c, keepdim=True).log()
+        triton = plain_kernels(x, t, w, dloss) if dloss is not None and dr is None and x.numel() > 0 else None
         if triton is not None:
             dx = triton.cross_entropy.backward(
                 dloss, x, c, t, w, total, m, r, ctx.ignore_index, ctx.smoothing, ctx.reduction
             )
             return dx, None, None, None, None, None
-        if dloss is not None and dr is None and _is_small(x, ctx.smoothing) and fast_on_cpu(x, t, w, dloss):
-            return _small_backward(dloss, x, t, w, total, m, r, ctx.ignore_index, ctx.reduction), *(None,) * 5
         counts, index = _counted(t, ctx.ignore_index, c)
         one = torch.ones((), dtype=r.dtype, device=r.device)
         share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
@@ -241,31 +253,23 @@ def _is_small(x: Tensor, smoothing: float) -> bool:
     return smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL
 
 
-def _small(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> Statistics:
-    """Few logits: ATen's kernel picks, weighs, ignores, reduces and checks the range in one call."""
-    c, m = class_dim(x), _shift(x)
-    u = torch.sub(x, m)
-    r = u.exp().sum(c, keepdim=True).log_()
+def _small(
+    x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Few logits: ATen's kernels pick, weigh, ignore, reduce and check the range in two calls."""
+    log_p = torch.log_softmax(wide(x), class_dim(x)).contiguous()  # nll_loss_backward takes no other layout
     weight = None if w is None else wide(w)
-    loss, total = aten.nll_loss_forward.default(u.sub_(r), t, weight, KINDS[reduction], ignore_index)
-    return loss.to(x.dtype), total, m, r
+    loss, total = aten.nll_loss_forward.default(log_p, t, weight, KINDS[reduction], ignore_index)
+    return loss if loss.dtype == x.dtype else loss.to(x.dtype), total, log_p, None
 
 
 def _small_backward(
-    dloss: Tensor,
-    x: Tensor,
-    t: Tensor,
-    w: Tensor | None,
-    total: Tensor,
-    m: Tensor,
-    r: Tensor,
-    ignore_index: int,
-    reduction: str,
+    dloss: Tensor, x: Tensor, t: Tensor, w: Tensor | None, total: Tensor, log_p: Tensor, ignore_index: int, kind: str
 ) -> Tensor:
-    log_p = torch.sub(x, m).sub_(r).contiguous()  # nll_loss_backward takes no other layout
     weight = None if w is None else wide(w)
-    d = aten.nll_loss_backward.default(wide(dloss), log_p, t, weight, KINDS[reduction], ignore_index, total)
-    return aten._log_softmax_backward_data.default(d, log_p, class_dim(x), log_p.dtype).to(x.dtype)
+    d = aten.nll_loss_backward.default(wide(dloss), log_p, t, weight, KINDS[kind], ignore_index, total)
+    dx = torch._log_softmax_backward_data(d, log_p, class_dim(x), log_p.dtype)
+    return dx if dx.dtype == x.dtype else dx.to(x.dtype)
 
 
 class CrossEntropyProbabilitiesFunction(Function):
@@ -279,7 +283,7 @@ class CrossEntropyProbabilitiesFunction(Function):
         x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, reduction: str, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         c = class_dim(x)
-        triton = kernels(x, q, w) if x.numel() > 0 and is_plain(x, q, w) else None
+        triton = plain_kernels(x, q, w) if x.numel() > 0 else None
         if triton is not None:
             return triton.cross_entropy.probabilities_forward(x, c, q, w, smoothing, reduction, dtype)
         rows = [slice(None)] if not fast_on_cpu(x, q, w) else _slices(x)
@@ -305,8 +309,8 @@ class CrossEntropyProbabilitiesFunction(Function):
         x, q, w, m, r = ctx.saved_tensors
         need_x, need_q, need_w = ctx.needs_input_grad[:3]
         c, dx, dq, dw = class_dim(x), None, None, None
-        fused = dloss is not None and dr is None and not need_w and x.numel() > 0 and is_plain(x, q, w, dloss)
-        triton = kernels(x, q, w, dloss) if fused else None
+        fused = dloss is not None and dr is None and not need_w and x.numel() > 0
+        triton = plain_kernels(x, q, w, dloss) if fused else None
         if triton is not None:
             dx, dq = triton.cross_entropy.probabilities_backward(
                 dloss, x, c, q, w, m, r, ctx.smoothing, ctx.reduction, (need_x, need_q)
@@ -388,7 +392,7 @@ class NLLLossFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor]:
         c = class_dim(x)
-        triton = kernels(x, t, w) if x.numel() > 0 and is_plain(x, t, w) else None
+        triton = plain_kernels(x, t, w) if x.numel() > 0 else None
         if triton is not None:
             _check_classes(t, ignore_index, x.shape[c])
             return triton.cross_entropy.nll_forward(x, c, t, w, ignore_index, reduction)
@@ -418,7 +422,7 @@ class NLLLossFunction(Function):
         t, w, total = ctx.saved_tensors
         c = 0 if len(ctx.shape) == 1 else 1
         # t is an integer: dloss tells the dtype of x.
-        triton = kernels(dloss, t, w) if ctx.shape.numel() > 0 and is_plain(t, w, dloss) else None
+        triton = plain_kernels(dloss, t, w) if ctx.shape.numel() > 0 else None
         if triton is not None:
             dx = triton.cross_entropy.nll_backward(
                 dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction

@@ -18,18 +18,61 @@ Backward::
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends import is_batch_invariant, kernels
+from ..backends import is_batch_invariant, plain_kernels
 from . import batch_invariant
-from .activation import ActivationFunction, activation_backward, lookup
+from .activation import activate, activation_backward, lookup
 from .dropout import drop, may_draw
 from .function import Function, is_plain
 
-__all__ = ["DenseFunction"]
+__all__ = ["DenseFunction", "LinearFunction"]
+
+
+class LinearFunction(Function):
+    """y = x Wᵀ + b.
+
+    Backward: db = Σ dy, dx = dy W, dW = dyᵀ x. Shapes: x (..., I), W (O, I), b (O) or None, y (..., O).
+
+    What :class:`DenseFunction` is without an activation, dropout or a residual. It stands by itself because each
+    argument and each tensor kept costs time, which a small layer notices.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        triton = plain_kernels(x, W, b)
+        if triton is not None:
+            y = _forward_by_kernels(triton, x, W, b, None, None, 0.0, "identity", ())
+            assert isinstance(y, Tensor)
+            return y
+        return batch_invariant.linear(x, W, b) if is_batch_invariant() else F.linear(x, W, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, W, _ = inputs
+        need_x, need_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_W else None, W if need_x else None)
+        ctx.save_for_forward(x, W)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, W = ctx.saved_tensors
+        need_x, need_W, need_b = ctx.needs_input_grad
+        if dy.dim() != 2:
+            x, dy, shape = None if x is None else _rows(x), _rows(dy), dy.shape
+            dx = (dy @ W).reshape(*shape[:-1], W.shape[1]) if need_x else None
+        else:
+            dx = dy @ W if need_x else None
+        return dx, dy.mT @ x if need_W else None, dy.sum(0) if need_b else None
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:
+        x, W = ctx.saved_tensors
+        return _product_tangent(x, W, tx, tW, tb)
 
 
 class DenseFunction(Function):
@@ -52,15 +95,17 @@ class DenseFunction(Function):
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
-        fused = _forward_by_kernels(x, W, b, residual, mask, p, activation, parameters)
-        if fused is not None:
-            return fused
-        z = _batch_invariant_product(x, W, b) if is_batch_invariant() else torch.nn.functional.linear(x, W, b)
+        triton = plain_kernels(x, W, b, residual) if may_draw(mask) else None
+        if triton is not None:
+            return _forward_by_kernels(triton, x, W, b, residual, mask, p, activation, parameters)
+        z = _batch_invariant_product(x, W, b) if is_batch_invariant() else F.linear(x, W, b)
         if activation == "identity":
             return drop(z, mask, p, residual)
-        a = ActivationFunction.forward(z, activation, parameters)
-        y = drop(a, mask, p, residual)
         saved = f_prime_from(activation, parameters, mask, residual)
+        # z is ours, and where y tells f′ nobody will read it.
+        own = activation == "relu" and saved == "y" and is_plain(x, W, b)
+        a = z.relu_() if own else activate(z, activation, parameters)
+        y = drop(a, mask, p, residual)
         return (y, z) if saved == "z" else (y, a) if saved == "a" else y
 
     @staticmethod
@@ -82,7 +127,7 @@ class DenseFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> tuple[Tensor | None, ...]:
         x, W, s, mask = ctx.saved_tensors
-        need_x, need_W, need_b, need_residual = ctx.needs_input_grad[:4]
+        need_x, need_W, need_b, need_residual, *_ = ctx.needs_input_grad
         dx = dW = db = rows = None  # type: Tensor | None
         fused = _backward_by_kernels(ctx, dy, ds, s, mask) if need_b else None
         if fused is not None:
@@ -93,7 +138,7 @@ class DenseFunction(Function):
             db = rows.sum(0) if rows is not None and need_b else None
         given = ds if dy is None else dy
         if rows is not None and given is not None:
-            dx = (rows @ W).reshape(*given.shape[:-1], W.shape[-1]) if need_x else None
+            dx = (rows @ W).reshape(*given.shape[:-1], W.shape[1]) if need_x else None
             dW = rows.mT @ _rows(x) if need_W else None
         return dx, dW, db, dy if need_residual else None, None, None, None, None
 
@@ -102,10 +147,7 @@ class DenseFunction(Function):
         ctx: Any, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None, tr: Tensor | None, *_: None
     ) -> Tensor | tuple[Tensor, Tensor]:
         x, W, s, mask = ctx.saved_tensors
-        tz = x.new_zeros((*x.shape[:-1], W.shape[0]))
-        tz = tz if tx is None else tz + tx @ W.mT
-        tz = tz if tW is None else tz + x @ tW.mT
-        tz = tz if tb is None else tz + tb
+        tz = _product_tangent(x, W, tx, tW, tb)
         ta = tz if ctx.activation == "identity" else activation_backward(tz, s, ctx.activation, ctx.parameters)
         ty = drop(ta, mask, ctx.p, tr)
         return (ty, tz) if ctx.saved == "z" else (ty, ta) if ctx.saved == "a" else ty
@@ -113,7 +155,15 @@ class DenseFunction(Function):
 
 def _rows(t: Tensor) -> Tensor:
     """(..., C) → (N, C); explicit sizes, because -1 is ambiguous when C is 0."""
-    return t.reshape(_count(t), t.shape[-1])
+    return t if t.dim() == 2 else t.reshape(_count(t), t.shape[-1])
+
+
+def _product_tangent(x: Tensor, W: Tensor, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:
+    """The tangent of x Wᵀ + b."""
+    tz = x.new_zeros((*x.shape[:-1], W.shape[0]))
+    tz = tz if tx is None else tz + tx @ W.mT
+    tz = tz if tW is None else tz + x @ tW.mT
+    return tz if tb is None else tz + tb
 
 
 def _count(t: Tensor) -> int:
@@ -121,7 +171,7 @@ def _count(t: Tensor) -> int:
 
 
 def _batch_invariant_product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    triton = kernels(x, W, b) if is_plain(x, W, b) else None
+    triton = plain_kernels(x, W, b)
     if triton is None:
         return batch_invariant.linear(x, W, b)
     z: Tensor = triton.dense.forward(x, W, b, None, None, 0.0, "identity", ())[0]
@@ -129,6 +179,7 @@ def _batch_invariant_product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _forward_by_kernels(
+    triton: ModuleType,
     x: Tensor,
     W: Tensor,
     b: Tensor | None,
@@ -137,18 +188,16 @@ def _forward_by_kernels(
     p: float,
     activation: str,
     parameters: tuple[float, ...],
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """One Triton GEMM with all that follows in its epilogue, or cuBLAS and one fused pass; None where neither runs."""
-    triton = kernels(x, W, b, residual) if is_plain(x, W, b, residual) and may_draw(mask) else None
-    if triton is None:
-        return None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One Triton GEMM with all that follows in its epilogue, or cuBLAS and one fused pass."""
     saved = f_prime_from(activation, parameters, mask, residual)
     if is_batch_invariant() or triton.dense.choose(_count(x), *W.shape, x.dtype) == "triton":
+        y: Tensor
         y, s = triton.dense.forward(
             x, W, b, residual, mask, p, activation, parameters, saved if saved in ("z", "a") else ""
         )
         return y if s is None else (y, s)
-    z = torch.nn.functional.linear(x, W, b)
+    z = F.linear(x, W, b)
     if activation == "identity":
         return drop(z, mask, p, residual)
     if saved == "a":
@@ -164,7 +213,7 @@ def _backward_by_kernels(
     """dz as rows, and db from the same pass; None where the kernels do not run or there is nothing to fuse."""
     if dy is None or ds is not None or (s is None and mask is None):
         return None
-    triton = kernels(dy, s) if is_plain(dy, s) and may_draw(mask) else None
+    triton = plain_kernels(dy, s) if may_draw(mask) else None
     if triton is None:
         return None
     output = lookup(ctx.activation, ctx.parameters).saves == "output"
@@ -192,7 +241,8 @@ def _pre_activation_gradient(
     """dz, from dy and from the gradient ds of the second output."""
     dz = None
     if dy is not None:
-        dy = dy.to(ctx.dtype)  # a residual of a wider dtype makes y, and so dy, wider than z
+        if dy.dtype != ctx.dtype:
+            dy = dy.to(ctx.dtype)  # a residual of a wider dtype makes y, and so dy, wider than z
         if s is None:
             dz = drop(dy, mask, ctx.p)
         else:

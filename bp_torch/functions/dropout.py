@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels, mask_of
+from ..backends import kernels, mask_of, plain_kernels
 from .function import Function, is_plain
 
 __all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "may_draw"]
@@ -84,7 +84,7 @@ def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) ->
         x = x if p == 0 else x * dropout_scale(p)
         return x if add is None else add + x
     if is_seed(mask):
-        triton = kernels(x, add) if is_plain(x, add) else None
+        triton = plain_kernels(x, add)
         if triton is not None:
             return triton.elementwise.forward(x, None, add, mask, p, "identity", ())
         mask = mask_of(mask, x.shape, p)

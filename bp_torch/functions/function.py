@@ -14,17 +14,18 @@ Three rules make it differentiable any number of times, in either mode, and unde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled, _is_tracing
+from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
 __all__ = ["Function", "call", "is_ordinary", "is_plain"]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 class Function(torch.autograd.Function):
@@ -38,22 +39,25 @@ class Function(torch.autograd.Function):
 
     generate_vmap_rule = True
     with_jvp: ClassVar[type[torch.autograd.Function]]
+    apply_plainly: ClassVar[Callable[..., Any]]
+    """The C++ entry point that ``apply`` calls last."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "jvp_rule" in cls.__dict__:
             members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
             cls.with_jvp = type(cls.__name__, (cls,), members)
+            cls.apply_plainly = super(torch.autograd.Function, cls.with_jvp).apply  # type: ignore[misc]
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether no transform or compiler is at work, and all are ordinary tensors."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or any(t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)) for t in tensors)
-    )
+    if torch.compiler.is_compiling() or _is_tracing() or _are_functorch_transforms_active():
+        return False
+    for t in tensors:  # noqa: SIM110 - this runs at every call, and all(...) takes twice as long
+        if t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)):
+            return False
+    return True
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -74,12 +78,10 @@ def call(function: type[Function], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
-    if torch.jit.is_tracing():
-        return function.forward(*args)  # TorchScript can save operators, and no Python function
-    if torch._C._is_any_autocast_enabled():
-        with torch.autocast(_device_type(args), enabled=False):
-            return _apply(function, args)
-    return _apply(function, args)
+    if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
+        return _call_specially(function, args)
+    # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
+    return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in _PLAIN else arg for arg in args])
 
 
 class _Leaf(tuple):
@@ -88,14 +90,23 @@ class _Leaf(tuple):
     """
 
 
+def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
+    if _is_tracing():
+        return function.forward(*args)  # TorchScript can save operators, and no Python function
+    if _is_any_autocast_enabled():
+        with torch.autocast(_device_type(args), enabled=False):
+            return _apply(function, args)
+    return _apply(function, args)
+
+
 def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
-    if torch._C._are_functorch_transforms_active():
-        # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
-        # for every custom Function. The operators of ``forward`` have their own rules, which nest.
-        if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
-            return function.forward(*args)
-        return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
-    return super(torch.autograd.Function, function.with_jvp).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+    if not _are_functorch_transforms_active():
+        return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in _PLAIN else arg for arg in args])
+    # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
+    # for every custom Function. The operators of ``forward`` have their own rules, which nest.
+    if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
+        return function.forward(*args)
+    return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
 
 
 def _device_type(args: tuple[Any, ...]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import plain_kernels
 from .activation import ActivationFunction, activation_backward, lookup
 from .dense import DenseFunction
 from .function import Function, call, is_plain
@@ -69,7 +69,7 @@ class MLPFunction(Function):
         if not any(ctx.needs_input_grad):
             return (None,) * (4 + len(layers))
         if dy is not None and all(d is None for d in ds):
-            triton = kernels(dy, x, *layers, *s) if is_plain(dy, x, *layers, *s) else None
+            triton = plain_kernels(dy, x, *layers, *s)
             if triton is not None and triton.mlp.fits(x, Ws, True):
                 output = _kept(*constants) == "a"
                 dx, dWs, dbs = triton.mlp.backward(dy, x, Ws, s, *constants, output)
@@ -120,7 +120,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     """y, and z or a of each hidden layer (neither for "")."""
     Ws, bs = _tensors(layers[::2]), layers[1::2]
-    triton = kernels(x, *layers) if is_plain(x, *layers) else None
+    triton = plain_kernels(x, *layers)
     if triton is not None and triton.mlp.fits(x, Ws):
         results: tuple[Tensor, ...] = triton.mlp.forward(x, Ws, bs, activation, parameters, store)
         return results

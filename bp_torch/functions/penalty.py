@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import plain_kernels
 from .function import Function, is_plain
 
 __all__ = ["PenaltyFunction"]
@@ -53,7 +53,7 @@ class PenaltyFunction(Function):
     @staticmethod
     def forward(l1: float, l2: float, *parameters: Tensor) -> Tensor:
         dtype, wide = _dtypes(parameters)
-        triton = kernels(*parameters) if is_plain(*parameters) else None
+        triton = plain_kernels(*parameters)
         if triton is not None:
             return triton.penalty.forward(list(parameters), l1, l2, dtype)
         total = parameters[0].new_zeros((), dtype=wide)
@@ -76,7 +76,7 @@ class PenaltyFunction(Function):
     @staticmethod
     def backward(ctx: Any, dR: Tensor) -> tuple[Tensor | None, ...]:
         parameters = ctx.saved_tensors
-        triton = kernels(dR, *parameters) if is_plain(dR, *parameters) else None
+        triton = plain_kernels(dR, *parameters)
         if triton is not None:
             wanted = [w for w in parameters if w is not None]
             found = iter(triton.penalty.backward(dR, wanted, ctx.l1, ctx.l2))

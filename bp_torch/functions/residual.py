@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels
+from ..backends import plain_kernels
 from .activation import activate, activation_backward, lookup
 from .dropout import drop, may_draw
 from .function import Function, is_plain
@@ -49,7 +49,7 @@ class ResidualFunction(Function):
         parameters: tuple[float, ...],
     ) -> Tensor | tuple[Tensor, Tensor]:
         keep_z = _saved(activation, parameters) == "z"
-        triton = kernels(branch, residual) if is_plain(branch, residual) and may_draw(mask) else None
+        triton = plain_kernels(branch, residual) if may_draw(mask) else None
         if triton is not None:
             y, z = triton.elementwise.residual_forward(branch, residual, mask, p, activation, parameters, keep_z)
             return (y, z) if keep_z else y
@@ -75,7 +75,7 @@ class ResidualFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> tuple[Tensor | None, ...]:
         s, mask = ctx.saved_tensors
-        triton = kernels(dy, s) if dy is not None and dz is None and is_plain(dy, s) and may_draw(mask) else None
+        triton = plain_kernels(dy, s) if dy is not None and dz is None and may_draw(mask) else None
         if triton is not None and all(ctx.needs_input_grad[:2]):
             row = lookup(ctx.activation, ctx.parameters)
             dh, dr = triton.elementwise.residual_backward(

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import kernels
-from .function import Function, is_plain
+from ..backends import plain_kernels
+from .function import Function
 
 __all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
 
@@ -34,7 +34,7 @@ class SoftmaxFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
-        triton = kernels(x) if is_plain(x) else None
+        triton = plain_kernels(x)
         return torch.softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=False)
 
     @staticmethod
@@ -46,7 +46,7 @@ class SoftmaxFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        triton = kernels(dy, y) if is_plain(dy, y) else None
+        triton = plain_kernels(dy, y)
         if triton is not None:
             return triton.softmax.backward(dy, y, ctx.dim, log=False), None
         if not torch.is_grad_enabled():
@@ -72,7 +72,7 @@ class LogSoftmaxFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
-        triton = kernels(x) if is_plain(x) else None
+        triton = plain_kernels(x)
         return torch.log_softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=True)
 
     @staticmethod
@@ -84,7 +84,7 @@ class LogSoftmaxFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        triton = kernels(dy, y) if is_plain(dy, y) else None
+        triton = plain_kernels(dy, y)
         if triton is not None:
             return triton.softmax.backward(dy, y, ctx.dim, log=True), None
         if not torch.is_grad_enabled():

@@ -1,0 +1,141 @@
+"""The fast paths on the CPU that call ATen's kernels, held to the formulas that they stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import bp_torch
+import bp_torch.functional as bpF
+from bp_torch.functions import batch_norm as batch_norms
+from bp_torch.functions.batch_norm import BatchNormFunction
+from bp_torch.functions.function import call
+
+
+@pytest.fixture(autouse=True)
+def _formulas() -> object:
+    with bp_torch.backend("torch"):
+        yield
+
+
+def both_ways(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Value and gradients, by the fast path and by the formula, which a recorded backward selects."""
+    found = []
+    for create_graph in (False, True):
+        given = [t.detach().clone().requires_grad_() for t in inputs]
+        y = f(*given)
+        dy = torch.linspace(-1, 1, max(y.numel(), 2), dtype=y.dtype)[: y.numel()].reshape(y.shape) + 0.5
+        found.append([y.detach(), *torch.autograd.grad(y, given, dy, create_graph=create_graph)])
+    return found[0], [t.detach() for t in found[1]]
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [((9, 5), None), ((4, 3, 5), None), ((3, 4, 2, 5), None), ((3, 4, 2, 5), torch.channels_last)],
+    ids=str,
+)
+def test_batch_norm_writes_dx_into_dz(
+    shape: tuple[int, ...],
+    memory_format: torch.memory_format | None,
+    affine: bool,
+    activation: str,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_norms, "CHUNK", chunk)
+    x = (3 + 2 * torch.randn(shape)).double()
+    x = x if memory_format is None else x.contiguous(memory_format=memory_format)
+    parameters = [torch.randn(shape[1]).double() for _ in range(2)] if affine else []
+
+    def f(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+        return bpF.batch_norm_act(x, None, None, gamma, beta, training=True, activation=activation)
+
+    fast, formula = both_ways(f, x, *parameters)
+    torch.testing.assert_close(fast, formula, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+def test_batch_norm_in_chunks_is_right_at_a_large_mean(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_norms, "CHUNK", 64)
+    x, dy = mean + torch.randn(512, 8), torch.randn(512, 8)
+    found: list[Tensor] = []
+    exact: list[Tensor] = []
+    for results, dtype in ((found, torch.float32), (exact, torch.float64)):
+        given = x.to(dtype).requires_grad_()
+        y = bpF.batch_norm_act(given, None, None, training=True, activation="tanh")
+        results.extend(torch.autograd.grad(y, given, dy.to(dtype)))
+    assert (found[0].double() - exact[0]).norm() <= 4 * mean * 2**-24 * exact[0].norm()
+
+
+def test_large_batch_norm_leaves_the_gradient_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_norms, "CHUNK", 4)
+    for activation in (None, "identity", "relu"):
+        x, dy = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3)
+        kept = dy.clone()
+        bpF.batch_norm_act(x, None, None, training=True, activation=activation).backward(dy)
+        assert torch.equal(dy, kept)
+
+
+@pytest.mark.parametrize("n", [2, 64, 5000])
+def test_statistics_are_taken_again_only_where_rounding_tells(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    again = batch_norms._accurate_forward
+
+    def counted(*args: Any) -> Any:
+        taken.append(1)
+        return again(*args)
+
+    monkeypatch.setattr(batch_norms, "_accurate_forward", counted)
+    for k, expected in ((0.0, 0), (1e4, 1)):
+        x = k + torch.randn(n, 4)
+        _, mean, var = call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())
+        assert len(taken) == expected
+        exact = x.double()
+        assert (mean - exact.mean(0)).abs().max() <= 2**-23 * max(k, 1)
+        torch.testing.assert_close(var.double(), exact.var(0, correction=0), rtol=4e-5, atol=1e-12)
+    x = torch.zeros(n, 4)  # dead units have no deviation, and an exact mean
+    assert math.isfinite(call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())[0].sum())
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_small_cross_entropy_equals_its_formula(dtype: torch.dtype, reduction: str, transposed: bool) -> None:
+    x, t = 4 * torch.randn(7, 5), torch.tensor([0, 1, 4, -100, 2, 2, 3])
+    x = (x.T.contiguous().T if transposed else x).to(dtype)
+    for weight in (None, torch.rand(5).to(dtype)):
+        fast, formula = both_ways(lambda x, w=weight: bpF.cross_entropy(x, t, w, reduction=reduction), x)
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        torch.testing.assert_close(fast, formula, rtol=tolerance, atol=tolerance)
+
+
+def test_small_cross_entropy_twice_and_along_tangents() -> None:
+    """What was kept by the fast forward serves no backward that is itself recorded, nor one with tangents."""
+    x, t = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 1, 1])
+    assert torch.autograd.gradcheck(lambda x: bpF.cross_entropy(x, t), x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda x: bpF.cross_entropy(x, t), x, check_fwd_over_rev=True)
+    loss = bpF.cross_entropy(x, t)
+    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+    (expected,) = torch.autograd.grad(F.cross_entropy(x, t), x, create_graph=True)
+    v = torch.randn_like(x)
+    torch.testing.assert_close(torch.autograd.grad(dx, x, v), torch.autograd.grad(expected, x, v))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (0, 5)])
+def test_relu_in_place_leaves_what_was_given(shape: tuple[int, ...]) -> None:
+    x, W, b = torch.randn(shape), torch.randn(3, 5), torch.randn(3)
+    kept = [t.clone() for t in (x, W, b)]
+    fast, formula = both_ways(lambda *given: bpF.dense(*given, activation="relu"), x, W, b)
+    torch.testing.assert_close(fast, formula)
+    assert all(torch.equal(t, k) for t, k in zip((x, W, b), kept, strict=True))
+    torch.testing.assert_close(fast[0], F.relu(F.linear(x, W, b)))
