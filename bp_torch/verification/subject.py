@@ -144,7 +144,8 @@ class Subject:
             raise ValueError(
                 f"check: the reference has the parameters {other.parameter_names}, not {self.parameter_names}"
             )
-        other.parameter_names, other.point, other.wanted = self.parameter_names, self.point, self.wanted
+        other.parameter_names, other.names = self.parameter_names, self.names
+        other.point, other.wanted = self.point, self.wanted
         if other.module is not None and self.module is not None:
             other.module.train(self.module.training)
             other.buffers = self.buffers
