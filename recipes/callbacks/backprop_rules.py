@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bp_torch import conversion, functional, nn
 from bp_torch.functional._common import activation_arguments
-from bp_torch.functions.activation import lookup
+from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.nn.mlp import HiddenLayer
 
 Module = torch.nn.Module
@@ -218,7 +218,12 @@ def _dense(call: Call) -> Layer | None:
 
 def _activation(call: Call) -> Layer | None:
     """An activation module of torch.nn or bp_torch: y = f(x)."""
-    name, parameters = conversion._activation(call.module)
+    module: Any = call.module
+    known = next(cls for cls in type(module).__mro__ if cls in RULES)
+    name = conversion._ACTIVATION_KEYS[conversion.COUNTERPARTS.get(known, known)]
+    if name == "gelu" and module.approximate == "tanh":
+        name = "gelu_tanh"
+    parameters = {key: getattr(module, key) for key in ACTIVATIONS[name].parameters}
     assert call.output is not None
     assert call.dy is not None
     layer = Layer(call.name, type(call.module).__name__, [f"a = {name}(z)"], [f"δ = ∂L/∂a ⊙ {name}′(z)"])
@@ -303,7 +308,9 @@ def _residual_sum(call: Call, skip: str, branch: Call, last: Call, symbol: str) 
     out, factor, name = branch.output, torch.ones_like(x), module.activation
     if p > 0:
         draw = functional.residual
-        factor = _replay(out, last.rng_after, lambda: draw(torch.ones_like(out), torch.zeros_like(out), p=p, training=True))
+        factor = _replay(
+            out, last.rng_after, lambda: draw(torch.ones_like(out), torch.zeros_like(out), p=p, training=True)
+        )
     layer = Layer(call.name, type(module).__name__, [], [])
     layer.z = x + factor * out.double()
     a, slope = _f(layer, name, module.activation_parameters, layer.z)
@@ -375,7 +382,7 @@ def _cross_entropy(call: Call) -> Layer | None:
     plain = z.ndim == 2 and not y.is_floating_point() and module.weight is None and module.reduction == "mean"
     if not plain or bool((y == module.ignore_index).any()) or call.output is None or call.dy is None:
         return None
-    z, n, k = z.double(), *z.shape
+    z, (n, k) = z.double(), z.shape
     target = (1 - module.label_smoothing) * torch.nn.functional.one_hot(y, k) + module.label_smoothing / k
     layer = Layer(call.name, type(module).__name__, [], [])
     smoothed = "(1 - ε) onehot(class) + ε/K" if module.label_smoothing else "onehot(class)"
@@ -417,6 +424,6 @@ RULES: dict[Any, Callable[[Call], Layer | None]] = {
     nn.CrossEntropyLoss: _cross_entropy,
     torch.nn.MSELoss: _squared_error,
     nn.MSELoss: _squared_error,
-    **{cls: _activation for cls in conversion._ACTIVATION_KEYS},
+    **dict.fromkeys(conversion._ACTIVATION_KEYS, _activation),
     **{cls: _activation for cls, ours in conversion.COUNTERPARTS.items() if ours in conversion._ACTIVATION_KEYS},
 }

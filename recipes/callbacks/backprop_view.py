@@ -134,7 +134,9 @@ class View:
         rows = [("layer", "identity", "max |by formula - autograd|", "relative to the largest term", "holds")]
         for layer in self.layers:
             for i in layer.identities:
-                rows.append((layer.name, i.name, f"{i.difference:.1e}", f"{i.relative:.1e}", "yes" if i.holds else "NO"))
+                rows.append(
+                    (layer.name, i.name, f"{i.difference:.1e}", f"{i.relative:.1e}", "yes" if i.holds else "NO")
+                )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         count = sum(len(layer.identities) for layer in self.layers)
@@ -145,9 +147,15 @@ class View:
         """The layers with formulas and numbers, then the formulas of the activations, then the identities."""
         lines = [f"# {heading}", ""]
         if self.loss is not None:
-            lines += [f"L = {self.loss:.6g}. Layers stand in the order of the forward pass; read δ from below upwards.", ""]
+            lines += [
+                f"L = {self.loss:.6g}. Layers stand in the order of the forward pass; read δ from below upwards.",
+                "",
+            ]
         lines += ["Numbers are root mean squares, with the shape.", ""]
-        lines += ["| layer | forward | z | a (output) | backward | δ = ∂L/∂z | parameters' gradients |", "|---" * 7 + "|"]
+        lines += [
+            "| layer | forward | z | a (output) | backward | δ = ∂L/∂z | parameters' gradients |",
+            "|---" * 7 + "|",
+        ]
         for layer in self.layers:
             gradients = "<br>".join(f"{name}: {_rms(g)}" for name, g in layer.gradients.items())
             lines.append(
@@ -237,7 +245,7 @@ def backprop_view(
 
 
 def explained(calls: Sequence[Call]) -> list[Layer]:
-    """Rows of all calls that have one, innermost first where one holds another; a second call of a module is numbered."""
+    """Rows of all calls that have one, inner ones first; a second call of a module is numbered."""
     seen: dict[int, int] = {}
     rows: list[Layer] = []
 
@@ -301,7 +309,9 @@ class BackpropView(Callback):
             path = view.save(folder, f"step_{self.batch}")
             rank_zero_info(f"backpropagation of step {self.batch}, {path}\n{view}")
         if not view.holds:
-            rank_zero_warn(f"BackpropView: step {self.batch}: formulas and autograd disagree; see the table", stacklevel=2)
+            rank_zero_warn(
+                f"BackpropView: step {self.batch}: formulas and autograd disagree; see the table", stacklevel=2
+            )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._stop()

@@ -82,7 +82,7 @@ class FlowRecorder:
         for name, layer in self.layers.items():
             own = [p for p in layer.parameters(recurse=False) if p.grad is not None]
             if own:
-                gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]  # type: ignore[union-attr]
+                gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in own]
                 count = max(sum(p.numel() for p in own), 1)
                 zeros = 1 - torch.stack([g.count_nonzero() for g in gradients]).sum() / count
                 norm = norm2(gradients)
@@ -250,7 +250,9 @@ class GradientFlow(Callback):
         if now and run == patience and layer not in self.warned:
             self.warned[layer] = [what, says]
             rows = "" if patience == 1 else f", {patience} steps in a row"
-            rank_zero_warn(f"GradientFlow: step {self.step}: the gradient of layer {layer!r} {says}{rows}", stacklevel=2)
+            rank_zero_warn(
+                f"GradientFlow: step {self.step}: the gradient of layer {layer!r} {says}{rows}", stacklevel=2
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)

@@ -17,9 +17,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(arguments: list[str]) -> int:
-    """Run one study: 0 if the slides' claim held, 1 if not. Without a name, list them. `ConfigError` for wrong words."""
-    parser = Parser(prog="bp-torch study", description="Run a study, and say whether the slides' claim held.",
-                    epilog="Without NAME: list the studies. Exit status 1: a claim that should hold did not.")  # fmt: skip
+    """Run one study: 0 if the slides' claim held, 1 if not; list them without a name. ConfigError for wrong words."""
+    parser = Parser(
+        prog="bp-torch study",
+        description="Run a study, and say whether the slides' claim held.",
+        epilog="Without NAME: list the studies. Exit status 1: a claim that should hold did not.",
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(STUDIES))
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, at least 2; each study has its default")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: runs/studies/NAME")

@@ -65,7 +65,7 @@ def exceeds(larger: Sequence[float], smaller: Sequence[float], margin: float = 0
         finite = np.isfinite(a)
         holds = bool((a[finite] - b[finite] > margin).all())
         return Comparison(math.inf if holds else math.nan, 0.0, margin, n)
-    if not np.isfinite(a - b).all():
+    if not (np.isfinite(a) & np.isfinite(b)).all():
         return Comparison(math.nan, math.nan, margin, n)
     difference = a - b
     error = float(difference.std(ddof=1) / math.sqrt(n))
@@ -169,9 +169,9 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
 def run_study(study: Study, seeds: int | None, out: Path, quick: bool, console: Console | None = None) -> int:
     """Run, write `report.md`, `results.json` and `figures/` into `out`, print the verdict; 1 if a claim failed."""
     console = console or Console()
-    count = (2 if quick else study.seeds) if seeds is None else seeds
-    command = ["bp-torch", "study", study.name, *([] if seeds is None else ["--seeds", str(seeds)])]
-    command = shlex.join([*command, *(["--quick"] if quick else [])])
+    count = (3 if quick else study.seeds) if seeds is None else seeds
+    words = ["bp-torch", "study", study.name, *([] if seeds is None else ["--seeds", str(seeds)])]
+    command = shlex.join([*words, *(["--quick"] if quick else [])])
     started = time.process_time()
     cells = Cells(count, quick, console)
     threads = torch.get_num_threads()
@@ -234,7 +234,10 @@ def markdown(study: Study, cells: Cells, findings: Findings, command: str, secon
     for group in groups:
         names = [name for name in cells.numbers if cells.groups[name] == group]
         columns = [c for c in findings.columns if any(c.key in cells.numbers[name][0] for name in names)]
-        lines += [f"| {group} | " + " | ".join(column.title for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            f"| {group} | " + " | ".join(column.title for column in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for name in names:
             has = cells.numbers[name][0]
             shown = [column.cell(cells.of(name, column.key)) if column.key in has else "" for column in columns]

@@ -36,12 +36,14 @@ def bars(axes: Axes, cells: Cells, names: Sequence[str], keys: Sequence[tuple[st
         means = [float(np.mean(v)) if v else 0.0 for v in values]
         deviations = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values]
         y = np.arange(len(names)) + (place - (len(keys) - 1) / 2) * height
-        axes.barh(y, means, height, xerr=deviations, color=colour, label=label, error_kw={"elinewidth": 1, "capsize": 2})
+        axes.barh(
+            y, means, height, xerr=deviations, color=colour, label=label, error_kw={"elinewidth": 1, "capsize": 2}
+        )
         for at, v in zip(y, values, strict=True):
             if not v:
                 axes.text(0.01, at, " diverged", va="center", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     if percent:

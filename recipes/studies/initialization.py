@@ -42,6 +42,7 @@ COLOURS = dict(zip(SETTINGS, ("tab:gray", "tab:brown", "tab:blue", "tab:green", 
 
 def network(setting: Setting) -> nn.MLP:
     model = nn.MLP(64, [WIDTH] * HIDDEN, 10, activation="relu")
+    layer: Any
     for layer in model:
         torch.nn.init.zeros_(layer.bias)
         if setting.constant is None:
@@ -57,8 +58,8 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def activations(model: nn.MLP, x: Tensor) -> list[Tensor]:
-    outputs = []
-    for layer in model:
+    outputs, layers = [], list(model)
+    for layer in layers:
         x = layer(x)
         outputs.append(x)
     return outputs
@@ -77,12 +78,13 @@ def cell(epochs: int) -> Callable[[Setting, int], Numbers]:
         before = [float(a.square().mean().sqrt()) for a in activations(model, x)]
         loss = nn.CrossEntropyLoss()(model(x), y)
         loss.backward()
-        gradients = [float(layer.weight.grad.norm()) for layer in model]
+        layers: list[Any] = list(model)
+        gradients = [float(layer.weight.grad.norm()) for layer in layers]
         numbers = train(model, split, Recipe(epochs, sgd, batch=25, measure_every=max(1, epochs // 20)), seed).numbers()
         numbers |= {"activations": before, "gradients": gradients, "start_loss": float(loss.detach())}
         numbers["first_gradient"], numbers["last_activation"] = gradients[0], before[-2]
         # Rows of a network that diverged are NaN, and not equal to each other.
-        weight = model.hidden2.weight
+        weight = layers[1].weight
         numbers["units"] = float(distinct_units(weight)) if bool(weight.isfinite().all()) else math.nan
         return numbers
 
@@ -101,7 +103,9 @@ def findings(cells: Cells, epochs: int) -> Findings:
     for name in cells.numbers:
         if name != right:
             compared = cells.exceeds("test_accuracy", right, name)
-            claims.append(Claim(f"the right start learns more than {name}: test accuracy", compared.holds, f"by {compared}"))
+            claims.append(
+                Claim(f"the right start learns more than {name}: test accuracy", compared.holds, f"by {compared}")
+            )
     top = max(cells.of("zeros", "test_accuracy"))
     claims.append(Claim("from zeros nothing is learned: test accuracy stays within 5 points of chance, for every seed",
                         top <= CHANCE + 0.05, f"at most {100 * top:.1f} %"))  # fmt: skip
@@ -113,17 +117,24 @@ def findings(cells: Cells, epochs: int) -> Findings:
                             units == 1, f"{units:g} distinct among {WIDTH} in hidden layer 2"))  # fmt: skip
     units = min(cells.of(right, "units"))
     claims.append(Claim("random weights break the symmetry", units == WIDTH, f"{units:g} distinct among {WIDTH}"))
-    ratio = [math.log10(s / r) for s, r in zip(cells.of(small, "first_gradient"), cells.of(right, "first_gradient"), strict=True)]
+    ratio = [
+        math.log10(s / r)
+        for s, r in zip(cells.of(small, "first_gradient"), cells.of(right, "first_gradient"), strict=True)
+    ]
     claims.append(Claim("too small: the gradients vanish; that of layer 1 is below a thousandth of the right start's",
                         max(ratio) < -3, f"the largest log₁₀ of the ratio is {max(ratio):.1f}"))  # fmt: skip
-    ratio = [math.log10(s / r) for s, r in zip(cells.of(large, "first_gradient"), cells.of(right, "first_gradient"), strict=True)]
+    ratio = [
+        math.log10(s / r)
+        for s, r in zip(cells.of(large, "first_gradient"), cells.of(right, "first_gradient"), strict=True)
+    ]
     claims.append(Claim("too large: the gradients explode; that of layer 1 is above a thousand times the right start's",
                         min(ratio) > 3, f"the least log₁₀ of the ratio is {min(ratio):.1f}"))  # fmt: skip
     compared = cells.exceeds("start_loss", large, right)
     claims.append(Claim("too large: the loss at the start is higher", compared.holds, f"by {compared}"))
     setup = (
-        f"An MLP with relu and {HIDDEN} hidden layers of {WIDTH} units learns scikit-learn's digits from 1,000 rows by SGD (learning "
-        f"rate 0.05, batches of 25, {epochs} epochs); 600 other rows are the test rows. Weights are drawn from "
+        f"An MLP with relu and {HIDDEN} hidden layers of {WIDTH} units learns scikit-learn's digits from 1,000 rows by "
+        f"SGD (learning rate 0.05, batches of 25, {epochs} epochs); 600 other rows are the test rows. Weights "
+        "are drawn from "
         "N(0, 2/inputs), which is right for relu (He 2015), or a tenth or ten times that large; or are all 0, or all "
         "0.02. Biases start at 0."
     )
@@ -136,8 +147,14 @@ def findings(cells: Cells, epochs: int) -> Findings:
         Column("test_accuracy", "test accuracy", percent=True),
     ]
     figures = {
-        "start": ("Activations and gradients by layer before the first step, mean over the seeds (zeros: not on a log axis)", start_figure(cells)),
-        "learned": ("Training loss and test accuracy by epoch, mean over the seeds; bands: standard deviation", learned_figure(cells)),
+        "start": (
+            "Activations and gradients by layer before the first step, mean over the seeds (zeros: not on a log axis)",
+            start_figure(cells),
+        ),
+        "learned": (
+            "Training loss and test accuracy by epoch, mean over the seeds; bands: standard deviation",
+            learned_figure(cells),
+        ),
     }  # fmt: skip
     return Findings(claims, columns, figures, setup)
 
@@ -145,7 +162,9 @@ def findings(cells: Cells, epochs: int) -> Findings:
 def start_figure(cells: Cells) -> Figure:
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
-    for axes, key, label in zip(panels, ("activations", "gradients"), ("output of the layer, RMS", "gradient norm ‖∂L/∂W‖₂"), strict=True):
+    for axes, key, label in zip(
+        panels, ("activations", "gradients"), ("output of the layer, RMS", "gradient norm ‖∂L/∂W‖₂"), strict=True
+    ):
         for name in cells.numbers:
             values = np.array(cells.of(name, key), float)
             values[values <= 0] = np.nan

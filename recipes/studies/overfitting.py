@@ -71,8 +71,11 @@ def findings(cells: Cells, epochs: int) -> Findings:
     claims = []
     overfits = cells.exceeds("test_loss", "plain", "more data")
     gap = cells.of("plain", "loss_gap")
-    claims.append(Claim("the plain network overfits: its test loss is above its training loss, and above that of the "
-                        "same network with four times the rows", min(gap) > 0 and overfits.holds, f"difference of test losses {overfits}"))  # fmt: skip
+    text = (
+        "the plain network overfits: its test loss is above its training loss, and above that of the same network with "
+        "four times the rows"
+    )
+    claims.append(Claim(text, min(gap) > 0 and overfits.holds, f"difference of test losses {overfits}"))
     for name in remedies:
         compared = cells.exceeds("loss_gap", "plain", name)
         claims.append(Claim(f"{name} reduces overfitting: the gap between test and training loss", compared.holds,
@@ -85,9 +88,11 @@ def findings(cells: Cells, epochs: int) -> Findings:
         claims.append(Claim(f"{name} narrows the gap in accuracy", narrower.holds, f"by {narrower}", required=False))
     setup = (
         f"An MLP 64–{WIDTH}–{WIDTH}–10 with relu (84,746 parameters; the simpler one 64–16–10 has 1,210) learns "
-        f"scikit-learn's digits from {ROWS} rows by Adam (learning rate 0.001, batches of 25), {epochs} epochs, or as many "
-        "steps with more data. 600 other rows are the test rows, the same ones for all settings of a seed; 150 more are "
-        "validation rows, which early stopping alone looks at. All measures are taken in evaluation mode on rows as "
+        f"scikit-learn's digits from {ROWS} rows by Adam (learning rate 0.001, batches of 25), {epochs} epochs, or as "
+        "many steps with more data. 600 other rows are the test rows, the same ones for all settings of a "
+        "seed; 150 more "
+        "are validation rows, which early stopping alone looks at. All measures are taken in evaluation mode "
+        "on rows as "
         "they were recorded: without dropout, penalty and augmentation."
     )
     columns = [
@@ -99,7 +104,9 @@ def findings(cells: Cells, epochs: int) -> Findings:
         Column("accuracy_gap", "gap in accuracy", percent=True),
         Column("stopped", "epochs"),
     ]
-    helped = [c.text.removesuffix(" raises the test accuracy") for c in claims if c.holds and "raises the test" in c.text]
+    helped = [
+        c.text.removesuffix(" raises the test accuracy") for c in claims if c.holds and "raises the test" in c.text
+    ]
     not_helped = [name for name in remedies if name not in helped]
     notes = [
         f"Also the test accuracy rises with: {', '.join(helped) or 'none of them'}. The gap may shrink, and the test "
@@ -107,8 +114,14 @@ def findings(cells: Cells, epochs: int) -> Findings:
         "network is of its mistakes; a smaller one does not by itself mean fewer mistakes."
     ]
     figures = {
-        "gap": ("The gap between test and training, and what is right on the test rows; lines: standard deviation", gap_figure(cells)),
-        "curves": ("Loss by epoch, mean over the seeds; bands: standard deviation", training_curves(cells, list(cells.numbers))),
+        "gap": (
+            "The gap between test and training, and what is right on the test rows; lines: standard deviation",
+            gap_figure(cells),
+        ),
+        "curves": (
+            "Loss by epoch, mean over the seeds; bands: standard deviation",
+            training_curves(cells, list(cells.numbers)),
+        ),
     }  # fmt: skip
     return Findings(claims, columns, figures, setup, notes)
 
@@ -125,8 +138,6 @@ def gap_figure(cells: Cells) -> Figure:
     tidy(test, "Test accuracy", "test accuracy")
     low = min(v for name in names for v in cells.of(name, "test_accuracy"))
     test.set_xlim(max(0.0, low - 0.05), 1)
-    loss.invert_yaxis()  # each of the three shared axes inverted it: an odd number stays inverted
-    loss.invert_yaxis()
     return figure
 
 

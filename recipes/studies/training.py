@@ -114,7 +114,9 @@ class Outcome:
         return self.last | {"curves": self.curves, "stopped": self.stopped}
 
 
-def batches(x: Tensor, y: Tensor, batch: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
+def batches(
+    x: Tensor, y: Tensor, batch: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor, torch.Generator]]:
     """Shuffled by (seed, epoch). A last batch of a single row is left out, for batch norm."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch, 11))
     for rows in torch.randperm(len(y), generator=generator).split(batch):
@@ -141,7 +143,7 @@ def train(
     """Train in place. `step_hooks` are called before and after each optimizer step."""
     loss_function = nn.CrossEntropyLoss()
     parameters = list(model.parameters())
-    matrices = [p for p in parameters if p.ndim > 1]
+    matrices: list[Tensor] = [p for p in parameters if p.ndim > 1]
     best_epoch = 0
     optimizer = recipe.optimizer(parameters)
     schedule = None if recipe.schedule is None else recipe.schedule(optimizer)

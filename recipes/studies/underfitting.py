@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def findings(cells: Cells, width: list[str], depth: list[str], length: list[str]
     claims.append(Claim(f"the network of {least} underfits: its loss is higher even on the rows it trained on",
                         low.holds, f"than {enough}: by {low}"))  # fmt: skip
     for what, names in (("more units", width), ("more layers", depth), ("longer training", length)):
-        # Capacity is enough where one more step of it no longer lowers the training loss; the slides promise nothing there.
+        # Where a further step no longer lowers the training loss, capacity is enough: the slides promise nothing there.
         best = min(names, key=lambda name: sum(cells.of(name, "train_loss")))
         for key, larger, smaller, text in (
             ("train_loss", names[0], best, "lowers the training loss"),
@@ -68,13 +69,16 @@ def findings(cells: Cells, width: list[str], depth: list[str], length: list[str]
         ):
             compared = cells.exceeds(key, larger, smaller)
             claims.append(Claim(f"{what} {text}: {best} against {names[0]}", compared.holds, f"by {compared}"))
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             step = cells.exceeds("test_accuracy", after, before)
-            claims.append(Claim(f"{after} has a higher test accuracy than {before}", step.holds, f"by {step}", required=False))
+            claims.append(
+                Claim(f"{after} has a higher test accuracy than {before}", step.holds, f"by {step}", required=False)
+            )
     setup = (
-        "MLPs with relu learn MNIST-1D (10 classes, 40 points; a linear model is known to reach 32 %) from 2,000 rows by "
-        f"Adam (learning rate 0.003, batches of 50), {epochs} epochs where nothing else is said; 1,000 other rows are the test "
-        "rows. The width is varied with one hidden layer, the depth with hidden layers of 16 units, the length of "
+        "MLPs with relu learn MNIST-1D (10 classes, 40 points; a linear model is known to reach 32 %) from 2,000 rows "
+        f"by Adam (learning rate 0.003, batches of 50), {epochs} epochs where nothing else is said; 1,000 "
+        "other rows are the "
+        "test rows. The width is varied with one hidden layer, the depth with hidden layers of 16 units, the length of "
         "training with two hidden layers of 64. A part of the claim compares the least with what has the lowest "
         "training loss."
     )
@@ -92,7 +96,10 @@ def findings(cells: Cells, width: list[str], depth: list[str], length: list[str]
     figures = {
         "capacity": ("Accuracy against width, depth and length of training; bars: standard deviation over the seeds",
                      figure(cells, width, depth, length)),
-        "curves": ("Accuracy by epoch: solid on the training rows, dashed on the test rows", curves(cells, width, depth)),
+        "curves": (
+            "Accuracy by epoch: solid on the training rows, dashed on the test rows",
+            curves(cells, width, depth),
+        ),
     }  # fmt: skip
     return Findings(claims, columns, figures, setup, [note])
 
@@ -108,7 +115,9 @@ def figure(cells: Cells, width: list[str], depth: list[str], length: list[str]) 
     for axes, (title, xlabel, names, tick) in zip(panels, groups, strict=True):
         for key, label, colour in (("train_accuracy", "training", TRAIN), ("test_accuracy", "test", TEST)):
             values = torch.tensor([cells.of(name, key) for name in names])
-            axes.errorbar(range(len(names)), values.mean(1), values.std(1), marker="o", capsize=3, color=colour, label=label)
+            axes.errorbar(
+                range(len(names)), values.mean(1), values.std(1), marker="o", capsize=3, color=colour, label=label
+            )
         axes.set_xticks(range(len(names)), [tick(name) for name in names])
         tidy(axes, title, xlabel, "accuracy" if axes is panels[0] else "", percent=True)
     panels[0].legend(frameon=False)

@@ -47,7 +47,9 @@ def network(setting: Setting, layers: int = LAYERS) -> torch.nn.Sequential:
         std = GAIN[setting.activation] / math.sqrt(WIDTH) / (math.sqrt(layers) if setting.residual else 1)
         torch.nn.init.normal_(linear.weight, std=std)
         torch.nn.init.zeros_(linear.bias)
-        before = nn.BatchNormAct1d(WIDTH, activation=setting.activation) if setting.norm else _activation(setting.activation)
+        before = (
+            nn.BatchNormAct1d(WIDTH, activation=setting.activation) if setting.norm else _activation(setting.activation)
+        )
         block = torch.nn.Sequential(before, linear)
         blocks.append(nn.Residual(block) if setting.residual else block)
     return torch.nn.Sequential(*blocks, _activation(setting.activation), nn.Linear(WIDTH, CLASSES))
@@ -89,7 +91,9 @@ def run(cells: Cells) -> Findings:
     epochs = 1 if cells.quick else 10
     for activation in GAIN:
         settings = {
-            f"{activation}, {remedy}": Setting(activation, remedy in ("batch norm", "both"), remedy in ("residual", "both"))
+            f"{activation}, {remedy}": Setting(
+                activation, remedy in ("batch norm", "both"), remedy in ("residual", "both")
+            )
             for remedy in REMEDIES
         }
         cells.run(settings, cell(epochs), activation)
@@ -99,11 +103,17 @@ def run(cells: Cells) -> Findings:
 def findings(cells: Cells, epochs: int) -> Findings:
     claims: list[Claim] = []
     vanishing = [max(cells.of(f"{name}, plain", "log_ratio")) for name in GAIN]
-    claims.append(Claim(f"with sigmoid the gradient vanishes: at the start that of layer 1 is below {VANISHED:g} of that of "
-                        f"layer {LAYERS}, for every seed", vanishing[0] < math.log10(VANISHED),
-                        f"the largest log₁₀ of the ratio is {vanishing[0]:.1f}"))  # fmt: skip
+    text = (
+        f"with sigmoid the gradient vanishes: at the start that of layer 1 is below {VANISHED:g} of that of "
+        f"layer {LAYERS}, "
+        "for every seed"
+    )
+    evidence = f"the largest log₁₀ of the ratio is {vanishing[0]:.1f}"
+    claims.append(Claim(text, vanishing[0] < math.log10(VANISHED), evidence))
     compared = cells.exceeds("log_ratio", "relu, plain", "sigmoid, plain")
-    claims.append(Claim("relu in place of sigmoid lessens it: log₁₀ of that ratio rises", compared.holds, f"by {compared}"))
+    claims.append(
+        Claim("relu in place of sigmoid lessens it: log₁₀ of that ratio rises", compared.holds, f"by {compared}")
+    )
     for remedy in REMEDIES[1:]:
         compared = cells.exceeds("log_ratio", f"sigmoid, {remedy}", "sigmoid, plain")
         text = "batch norm and residual connections together lessen" if remedy == "both" else f"{remedy} lessens"
@@ -111,20 +121,27 @@ def findings(cells: Cells, epochs: int) -> Findings:
     better = [("relu, plain", "sigmoid, plain"), *((f"sigmoid, {remedy}", "sigmoid, plain") for remedy in REMEDIES[1:])]
     for name, plain in better:
         compared = cells.exceeds("test_accuracy", name, plain)
-        claims.append(Claim(f"more is learned: test accuracy of {name} against {plain}", compared.holds, f"by {compared}"))
+        claims.append(
+            Claim(f"more is learned: test accuracy of {name} against {plain}", compared.holds, f"by {compared}")
+        )
     for activation in ("tanh", "relu"):
         for remedy in REMEDIES[1:]:
             name, plain = f"{activation}, {remedy}", f"{activation}, plain"
             learned = cells.exceeds("test_accuracy", name, plain)
-            claims.append(Claim(f"test accuracy of {name} is above that of {plain}", learned.holds, f"by {learned}", required=False))
+            claims.append(
+                Claim(
+                    f"test accuracy of {name} is above that of {plain}", learned.holds, f"by {learned}", required=False
+                )
+            )
     for activation in GAIN:
         for remedy in ("batch norm", "residual"):
             learned = cells.exceeds("test_accuracy", f"{activation}, both", f"{activation}, {remedy}")
             claims.append(Claim(f"test accuracy of {activation}, both is above that of {activation}, {remedy}",
                                 learned.holds, f"by {learned}", required=False))  # fmt: skip
     setup = (
-        f"Networks of {LAYERS} weight matrices (64–{WIDTH}–…–{WIDTH}–{CLASSES}) learn scikit-learn's digits from 1,000 rows by Adam "
-        f"(learning rate 0.001, batches of 50, {epochs} epochs); 600 other rows are the test rows. A block is "
+        f"Networks of {LAYERS} weight matrices (64–{WIDTH}–…–{WIDTH}–{CLASSES}) learn scikit-learn's digits "
+        "from 1,000 rows by "
+        f"Adam (learning rate 0.001, batches of 50, {epochs} epochs); 600 other rows are the test rows. A block is "
         "h ← W f(h) + b, with batch norm h ← W f(BN(h)) + b, and a residual block adds that to h. Weights are drawn by "
         "Glorot's rule, for relu by He's; inside residual blocks with a fiftieth of the variance, so that a sum of 48 "
         "blocks keeps its size. Plain networks so have the best start that is known for them; torch's own default "
@@ -139,7 +156,10 @@ def findings(cells: Cells, epochs: int) -> Findings:
         Column("test_accuracy", "test accuracy", percent=True),
     ]
     figures = {
-        "at_start": (f"Gradient norm by layer before the first step; thin: each seed; {LAYERS} layers", start_figure(cells)),
+        "at_start": (
+            f"Gradient norm by layer before the first step; thin: each seed; {LAYERS} layers",
+            start_figure(cells),
+        ),
         "over_time": ("Gradient norm by layer and step, first seed; grey: 0", time_figure(cells)),
         "learned": ("Test accuracy by epoch, mean over the seeds; bands: standard deviation", learned_figure(cells)),
     }
