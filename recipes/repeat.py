@@ -125,9 +125,12 @@ class Summary:
     def show(self, console: Console | None = None) -> None:
         console = console or Console()
         for metric in self.formats:
-            table = Table(*self.header(), title=f"Test {metric}", title_justify="left")
-            for row in self.rows(metric):
-                table.add_row(*row)
+            runs = ", ".join(run["label"] for run in self.runs)
+            table = Table("", "mean", "deviation", "better in", runs, title=f"Test {metric}", title_justify="left")
+            for column in table.columns[:-1]:
+                column.no_wrap = True  # what a narrow terminal folds is the list of values
+            for name, mean, deviation, *values, better in self.rows(metric):
+                table.add_row(name, mean, deviation, better, "  ".join(values))
             console.print(table, soft_wrap=True)
         facts = Table.grid(padding=(0, 2))
         for fact in self.facts.items():
