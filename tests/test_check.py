@@ -234,7 +234,7 @@ def test_reference_decides() -> None:
     checks = ["reference", "float32"]
     assert bp_torch.check(torch.tanh, t(4, 5), reference=torch.tanh, checks=checks)
     wrong = bp_torch.check(nearly, t(4, 5), reference=torch.tanh, checks=checks)
-    assert [r.name for r in wrong.failures] == checks
+    assert [r.name for r in wrong.failures] == ["reference"]
     lossy = bp_torch.check(rough, t(4, 5), reference=torch.tanh, checks=checks)
     assert [r.name for r in lossy.failures] == ["float32"]
     assert "the reference by" in lossy["float32"].detail
