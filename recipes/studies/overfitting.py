@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from bp_torch import nn
 
-from ..augment import RandomAffine
+from ..augment import RandomSignal
 from .core import Cells, Claim, Column, Findings, Numbers, Study
 from .figures import ACCENT, TEST, TRAIN, bars, tidy, training_curves
-from .training import Recipe, digits, train
+from .training import Recipe, mnist1d, train
 
-ROWS, WIDTH = 150, 256
+ROWS, WIDTH, BATCH = 500, 128, 50
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Setting:
     """Of `Recipe`."""
 
 
-# Each strength was chosen on seeds 100 to 102, by the validation loss at the end of training.
+# Strengths are round numbers; those of L1, L2 and dropout were looked at on seeds 100 to 102, by validation losses.
 SETTINGS: dict[str, Setting] = {
     "plain": Setting(),
     "simpler model": Setting(hidden=(16,)),
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Setting] = {
     "L2": Setting(options={"penalty": nn.L2Penalty(3e-3)}),
     "dropout": Setting(dropout=0.5),
     "more data": Setting(rows=4 * ROWS),
-    "augmentation": Setting(options={"augment": RandomAffine(degrees=10, shift=0.1, scale=0.1)}),
+    "augmentation": Setting(options={"augment": RandomSignal(shift=0.1, scale=0.2, noise=0.02)}),
     "early stopping": Setting(options={"patience": 10}),
 }
 
@@ -47,11 +47,11 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def cell(epochs: int) -> Callable[[Setting, int], Numbers]:
     def run(setting: Setting, seed: int) -> Numbers:
-        split = digits(seed, train=setting.rows)
-        model = nn.MLP(64, list(setting.hidden), 10, activation="relu", dropout=setting.dropout)
+        split = mnist1d(seed, train=setting.rows)
+        model = nn.MLP(40, list(setting.hidden), 10, activation="relu", dropout=setting.dropout)
         # The same number of steps for all: four times the rows get a fourth of the epochs.
         passes = max(1, epochs * ROWS // setting.rows)
-        recipe = Recipe(passes, adam, batch=25, measure_every=max(1, passes // 50), **setting.options)
+        recipe = Recipe(passes, adam, batch=BATCH, measure_every=max(1, passes // 50), **setting.options)
         numbers = train(model, split, recipe, seed).numbers()
         numbers["loss_gap"] = numbers["test_loss"] - numbers["train_loss"]
         numbers["accuracy_gap"] = numbers["train_accuracy"] - numbers["test_accuracy"]
@@ -61,7 +61,7 @@ def cell(epochs: int) -> Callable[[Setting, int], Numbers]:
 
 
 def run(cells: Cells) -> Findings:
-    epochs = 50 if cells.quick else 150
+    epochs = 8 if cells.quick else 80
     cells.run(SETTINGS, cell(epochs), "setting")
     return findings(cells, epochs)
 
@@ -87,13 +87,14 @@ def findings(cells: Cells, epochs: int) -> Findings:
         claims.append(Claim(f"{name} raises the test accuracy", accuracy.holds, f"by {accuracy}", required=False))
         claims.append(Claim(f"{name} narrows the gap in accuracy", narrower.holds, f"by {narrower}", required=False))
     setup = (
-        f"An MLP 64–{WIDTH}–{WIDTH}–10 with relu (84,746 parameters; the simpler one 64–16–10 has 1,210) learns "
-        f"scikit-learn's digits from {ROWS} rows by Adam (learning rate 0.001, batches of 25), {epochs} epochs, or as "
-        "many steps with more data. 600 other rows are the test rows, the same ones for all settings of a "
-        "seed; 150 more "
-        "are validation rows, which early stopping alone looks at. All measures are taken in evaluation mode "
-        "on rows as "
-        "they were recorded: without dropout, penalty and augmentation."
+        f"An MLP 40–{WIDTH}–{WIDTH}–10 with relu (23,050 parameters; the simpler one 40–16–10 has 826) learns "
+        "MNIST-1D from "
+        f"{ROWS} rows by Adam (learning rate 0.001, batches of {BATCH}), {epochs} epochs, or as many steps "
+        "with more data "
+        f"({4 * ROWS:,} rows). 1,000 other rows are the test rows, the same ones for all settings of a seed; "
+        "500 more are "
+        "validation rows, which early stopping alone looks at. All measures are taken in evaluation mode on rows as "
+        "they were recorded: without dropout, penalty and augmentation (signals shifted, scaled, with noise)."
     )
     columns = [
         Column("train_loss", "training loss"),
@@ -111,7 +112,12 @@ def findings(cells: Cells, epochs: int) -> Findings:
     notes = [
         f"Also the test accuracy rises with: {', '.join(helped) or 'none of them'}. The gap may shrink, and the test "
         f"accuracy not rise: {', '.join(not_helped) or 'that is so for none of them'}. A gap in loss says how sure the "
-        "network is of its mistakes; a smaller one does not by itself mean fewer mistakes."
+        "network is of its mistakes; a smaller one does not by itself mean fewer mistakes.",
+        "Not every remedy works everywhere. On scikit-learn's digits, 150 rows, which were tried first "
+        "(validation loss, "
+        "mean of seeds 100 to 102, 64–256–256–10, 150 epochs), plain reached 0.377, a hidden layer of 16 "
+        "units 0.299, L2 "
+        "0.302, L1 0.305, and dropout 0.379 (p = 0.3) and 0.396 (p = 0.5): there dropout helped nothing.",
     ]
     figures = {
         "gap": (
