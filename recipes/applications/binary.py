@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,10 +22,32 @@ if TYPE_CHECKING:
     from ..report import Outcome, Section
 
 
-class Ensemble(torch.nn.Module):
+class Mean(torch.nn.Module):
     """Networks that differ in their start and their dropout, as one module.
 
-        softmax(forward(x)) = mean over members of softmax(member(dropout(x)))
+        softmax(forward(x)) = mean over members of softmax(member(x))
+
+    Args:
+        members: modules from x to logits (N, classes).
+    """
+
+    def __init__(self, members: Iterable[torch.nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        if not len(self.members):
+            raise ValueError("members must be at least 1, got 0")
+
+    def each(self, x: Tensor) -> Tensor:
+        """The members' logits, (members, N, classes)."""
+        return torch.stack([member(x) for member in self.members])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logarithm of the mean probabilities, (N, classes)."""
+        return self.each(x).log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+
+
+class Ensemble(Mean):
+    """Multilayer perceptrons, each of which sees a part of the inputs in training: dropout on the inputs.
 
     Args:
         members: how many; ≥ 1.
@@ -43,28 +66,20 @@ class Ensemble(torch.nn.Module):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if members < 1:
-            raise ValueError(f"members must be at least 1, got {members}")
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.members = nn.ModuleList(
+        super().__init__(
             nn.MLP(in_features, hidden_features, out_features, activation=activation, norm=norm, dropout=dropout)
             for _ in range(members)
         )
+        self.input_dropout = nn.Dropout(input_dropout)
 
     def each(self, x: Tensor) -> Tensor:
-        """The members' logits, (members, N, classes)."""
         return torch.stack([member(self.input_dropout(x)) for member in self.members])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The logarithm of the mean probabilities, (N, classes)."""
-        return self.each(x).log_softmax(-1).logsumexp(0) - np.log(len(self.members))
 
 
 class BinaryClassifier(Classifier):
     """A classifier of two classes, of which class 1 is to be found, with calibrated probabilities.
 
-    Each member of an `Ensemble` is trained by its own loss; their mean probability is measured. `val_auc` can be
+    Each member of a `Mean` is trained by its own loss; their mean probability is measured. `val_auc` can be
     monitored. After training, the calibration is fitted to the validation split; accuracy, Brier score, calibration
     error and loss are those of calibrated probabilities.
 
@@ -84,7 +99,7 @@ class BinaryClassifier(Classifier):
 
     def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
         x, y = batch[:2]
-        if self.training and isinstance(self.network, Ensemble):
+        if self.training and isinstance(self.network, Mean):
             logits = self.network.each(x.flatten(1))
             loss = self.training_loss(logits.flatten(0, 1), y.repeat(len(logits)))
             return loss, {"accuracy": (logits.mean(0).argmax(1) == y).float().mean()}

@@ -78,8 +78,8 @@ class CreditData(LoanData):
     """
 
     classes = ("good", "bad")
-    numbers = ("Seniority", "Time", "Age", "Expenses", "Income", "Assets", "Debt", "Amount", "Price")
-    categories: ClassVar[dict[str, int]] = {"Home": 7, "Marital": 6, "Records": 2, "Job": 5}
+    numbers: ClassVar = ("Seniority", "Time", "Age", "Expenses", "Income", "Assets", "Debt", "Amount", "Price")
+    categories: ClassVar = {"Home": 7, "Marital": 6, "Records": 2, "Job": 5}
 
     def load(self) -> tuple[Any, np.ndarray]:
         frame = read_table("modeldata", "credit_data")
@@ -96,12 +96,12 @@ class LendingClub(LoanData):
     """
 
     classes = ("good", "bad")
-    numbers = (
+    numbers: ClassVar = (
         *("funded_amnt", "term", "int_rate", "sub_grade", "annual_inc", "emp_length", "delinq_2yrs", "inq_last_6mths"),
         *("revol_util", "acc_now_delinq", "open_il_6m", "open_il_12m", "open_il_24m", "total_bal_il", "all_util"),
         *("inq_fi", "inq_last_12m", "delinq_amnt", "num_il_tl", "total_il_high_credit_limit"),
     )
-    categories: ClassVar[dict[str, int]] = {"addr_state": 50, "verification_status": 3}
+    categories: ClassVar = {"addr_state": 50, "verification_status": 3}
 
     def load(self) -> tuple[Any, np.ndarray]:
         frame = read_table("modeldata", "lending_club")

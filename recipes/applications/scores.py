@@ -36,7 +36,8 @@ def log_loss(y: Array, p: Array) -> float:
 def reliability(y: Array, p: Array, bins: int = 10) -> tuple[Array, Array, Array]:
     """Rows in order of p, in `bins` bins of equal count: each bin's mean p, its share of class 1, its rows."""
     parts = [part for part in np.array_split(np.argsort(p, kind="stable"), bins) if len(part)]
-    return (*(np.array([v[part].mean() for part in parts]) for v in (p, y)), np.array([len(part) for part in parts]))
+    said, was = (np.array([v[part].mean() for part in parts]) for v in (p, y))
+    return said, was, np.array([len(part) for part in parts])
 
 
 def expected_calibration_error(y: Array, p: Array, bins: int = 10) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,8 +107,8 @@ class TableData(Data):
         seed: governs split and order; None takes the number last given to `torch.manual_seed`.
     """
 
-    numbers: Sequence[str] = ()
-    categories: Mapping[str, int] = {}
+    numbers: ClassVar[Sequence[str]] = ()
+    categories: ClassVar[Mapping[str, int]] = {}
     """Names, with how many levels each has room for; training rows' rarer ones beyond that count as unknown."""
 
     def __init__(
