@@ -298,3 +298,12 @@ def test_bad_settings_get_one_line(arguments: list[str], told: str, capsys: pyte
     assert told in error
     assert error.count("\n") == 1
     assert len(error) < 400
+
+
+def test_the_summary_counts_parameters_and_no_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = fit("--trainer.enable_model_summary", "true")
+    shown = capsys.readouterr().out.split("Results")[0]
+    rows = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if line.strip()}
+    assert rows["all"] == f"{outcome.parameters:,}"
+    assert rows["network.output"] == "90"
+    assert "FLOPs" not in shown

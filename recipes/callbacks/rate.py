@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ..report import Outcome, Section
 
 
+SKIPPED = 10
+"""The first losses of the test, which are left out: Lightning's running mean starts too low."""
+
+
 class LearningRateFinder(LightningFinder):
     """Find the learning rate before training, by Lightning's range test, and train with it.
 
@@ -92,12 +96,13 @@ class LearningRateFinder(LightningFinder):
     def figure(self) -> Figure:
         """Loss against rate."""
         assert self.found is not None
-        return figures.learning_rate_test(self.rates, self.losses, self.found)
+        return figures.learning_rate_test(self.rates[SKIPPED:], self.losses[SKIPPED:], self.found)
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the loss falls most steeply by log(rate), without the first ten and what is not finite."""
-    points = [(math.log(rate), loss) for rate, loss in zip(rates, losses, strict=False) if math.isfinite(loss)][10:-1]
+    """The rate at which the loss falls most steeply by log(rate), the first `SKIPPED` left out."""
+    points = [(math.log(rate), loss) for rate, loss in zip(rates, losses, strict=False) if math.isfinite(loss)]
+    points = points[SKIPPED:-1]
     if len(points) < 2:
         raise ConfigError("num_training_steps: too few steps before the loss exploded to find a learning rate")
     logs, values = np.array(points).T
