@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from bp_torch.recipes.applications import credit, movielens, reviews, scores, ta
 from bp_torch.recipes.applications.binary import BinaryClassifier, Ensemble
 from bp_torch.recipes.applications.factorization import Factorization
 from bp_torch.recipes.modules import parameter_groups
+from bp_torch.recipes.repeat import OURS
 
 ONE_BACKEND = "recipes' data and tasks; their layers are tested on both elsewhere"
 
@@ -443,3 +445,20 @@ def test_reviews_briefly() -> None:
     assert set(outcome.baselines) == {"LogisticRegression", "LinearSVC", "ComplementNB"}
     assert all(found["auc"] > 0.8 for found in outcome.baselines.values())
     check_report(outcome, "roc", "reliability", "ngrams")
+
+
+def repeat(name: str, seeds: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The results of `summary.json`: by model, by metric, its mean, deviation and values."""
+    assert cli.main(["repeat", "--config", name, *QUIET, "--seeds", seeds]) == 0
+    return json.loads((Path("runs") / name / "summary.json").read_text())["results"]
+
+
+@pytest.mark.recipes
+@pytest.mark.timeout(3600)
+def test_credit_data_in_full() -> None:
+    results = repeat("credit_data", "0,1,2,3,4")
+    ours = results.pop(OURS)
+    assert ours["auc"]["mean"] == pytest.approx(0.8438, abs=0.002)
+    assert ours["brier"]["mean"] == pytest.approx(0.1379, abs=0.001)
+    assert all(found["auc"]["better"] >= 4 for found in results.values())
+    assert all(found["auc"]["mean"] < ours["auc"]["mean"] for found in results.values())

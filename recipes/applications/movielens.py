@@ -355,14 +355,16 @@ def rmse(said: np.ndarray, was: np.ndarray) -> float:
 def ratings_figure(was: np.ndarray, said: np.ndarray) -> Figure:
     """The distribution of predictions for each number of stars: median, quartiles, 5 % and 95 %."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figures._axes(figure, (1, 1, 1), "Test split", "true rating, stars", "predicted rating, stars")
+    axes = figures._axes(
+        figure, (1, 1, 1), "Test split", "true rating, stars; number of ratings below", "predicted rating, stars"
+    )
     stars = np.round(was * 2) / 2
     levels = np.unique(stars)
     axes.plot([0.5, 5], [0.5, 5], color="lightgray", zorder=0)
     axes.boxplot(
         [said[stars == level] for level in levels], positions=levels, widths=0.3, whis=(5, 95), showfliers=False
     )
-    axes.set_xticks(levels, [f"{level:g}\nn = {(stars == level).sum():,}" for level in levels])
+    axes.set_xticks(levels, [f"{level:g}\n{(stars == level).sum():,}" for level in levels])
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.sparse import csr_matrix, hstack
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -289,4 +290,5 @@ def influence_figure(influence: np.ndarray, names: Sequence[str], classes: Seque
         axes.barh(range(len(rows)), np.abs(influence[rows]), color=colour)
         axes.set_yticks(range(len(rows)), [repr(names[i]) for i in rows], fontsize=8)
         axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     return figure
