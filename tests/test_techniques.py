@@ -104,6 +104,7 @@ EFFECTS: dict[str, Callable[[Outcome], bool]] = {
     "label_smoothing": lambda o: o.task.label_smoothing == 0.1,  # type: ignore[attr-defined]
     "lr_finder": lambda o: o.task.lr == o.rates[0][1] != 0.003,
     "mixed_precision": lambda o: o.task.trainer.precision == "bf16-mixed",
+    "no_batch_norm": lambda o: not any(isinstance(m, torch.nn.BatchNorm1d) for m in o.task.modules()),
     "nesterov": lambda o: group(o)["nesterov"] is True and group(o)["momentum"] == 0.9,
     "rmsprop": lambda o: type(optimizer_of(o)) is torch.optim.RMSprop,
     "sgd": lambda o: type(optimizer_of(o)) is torch.optim.SGD and group(o)["momentum"] == 0.9,
@@ -215,7 +216,9 @@ def test_header_says_what_it_needs(name: str) -> None:
     fields = dict(re.match(r"# (\w+) +(.*)", line).groups() for line in lines if re.match(r"# [A-Z]\w+ {2,}", line))
     assert fields["Topic"][0].isdigit()
     assert fields["Formula"]
-    assert re.match(rf"bp-torch fit --config \w+ --config techniques/{name}( |$)", fields["Command"])
+    assert re.match(
+        rf"bp-torch fit --config \w+( --config techniques/\w+)? --config techniques/{name}( |$)", fields["Command"]
+    )
 
 
 # Schedules of the user's own
