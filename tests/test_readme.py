@@ -51,18 +51,21 @@ def test_readme_has_a_python_block_with_its_output() -> None:
     assert any(block.output for block in blocks_of(ROOT / "README.md"))
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
-def test_block(block: Block, tmp_path: Path) -> None:
-    script = tmp_path / "block.py"
+def run(block: Block, folder: Path) -> None:
+    """Run a block in a Python of its own, with warnings as errors, and compare what it prints."""
+    script = folder / "block.py"
     script.write_text(block.code, encoding="utf-8")
     # On the kernels' backend Triton's interpreter computes with numpy, which warns of infinities where a GPU does not.
-    numpys = ["-W", "ignore::RuntimeWarning:triton.runtime.interpreter"]
-    result = subprocess.run(
-        [sys.executable, "-W", "error", *numpys, script], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-W", "error", "-W", "ignore::RuntimeWarning:triton.runtime.interpreter", script]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, f"{block.name}\n{result.stdout}\n{result.stderr}"
     if block.output is not None:
         assert_same_output(result.stdout, block.output)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
+def test_block(block: Block, tmp_path: Path) -> None:
+    run(block, tmp_path)
 
 
 @pytest.mark.parametrize(
