@@ -35,12 +35,12 @@ def data(classes: bool) -> tuple[Tensor, Tensor]:
     return x, y.argmax(-1) if classes else y
 
 
-def curve(namespace: Any, loss: str) -> Tensor:
+def curve(namespace: Any, loss: str, steps: int = STEPS) -> Tensor:
     model = network(namespace)
     criterion = getattr(namespace, loss)()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
-    for x, y in zip(*data(loss == "CrossEntropyLoss"), strict=True):
+    for x, y in zip(*(t[:steps] for t in data(loss == "CrossEntropyLoss")), strict=True):
         optimizer.zero_grad()
         value = criterion(model(x), y)
         value.backward()
@@ -50,7 +50,8 @@ def curve(namespace: Any, loss: str) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", ["CrossEntropyLoss", "MSELoss", "SmoothL1Loss"])
-def test_loss_curves_agree_to_float32_rounding(loss: str) -> None:
-    ours, theirs = curve(nn, loss), curve(torch.nn, loss)
+def test_loss_curves_agree_to_float32_rounding(loss: str, on_backend: str) -> None:
+    steps = 60 if on_backend == "triton" else STEPS  # the interpreter takes a tenth of a second a step
+    ours, theirs = curve(nn, loss, steps), curve(torch.nn, loss, steps)
     assert theirs[-20:].mean() < 0.7 * theirs[:20].mean(), "the network learns, so that the comparison means something"
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
