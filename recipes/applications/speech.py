@@ -101,6 +101,8 @@ class PDSpeech(ArrayData):
             said = fitted.predict(x_test)
             results[name] = {"auc": auc(y_test, score), "accuracy": float((said == y_test).mean())}
             results[name]["mcc"] = matthews(y_test, said)
+            if name != "SVC":  # its score is no probability
+                self.baseline_probabilities[name] = score
         return results
 
 
