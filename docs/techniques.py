@@ -19,6 +19,11 @@ DOCS = Path(__file__).resolve().parent
 CONFIGS = DOCS.parent / "recipes" / "configs" / "techniques"
 NOTICE = "<!-- Written by `python docs/techniques.py` from recipes/configs/techniques. Change those. -->"
 EPOCHS, STEPS = 100, 1900  # of the digits recipe: 1,167 training rows in batches of 64
+RUNS = {
+    "l1": "share of zeros by layer, from the report of its command with seed 10",
+    "lr_finder": "loss against learning rate, from the report of its command with seed 10",
+}
+"""Figures that the techniques' own runs gave, copied from their reports."""
 KEYS = "Topic|Formula|Command|Note|Source"
 
 
@@ -72,6 +77,8 @@ class Technique:
         lines += ["## Formula", "", *(f"    {line}" for line in self.fields["Formula"]), ""]
         if self.schedule() is not None:
             lines += [f"![learning rate by step or epoch](../figures/techniques/{self.name}.png)", ""]
+        if self.name in RUNS:
+            lines += [f"![{RUNS[self.name]}](../figures/techniques/{self.name}.png)", ""]
         lines += ["## Command", "", *(f"    {line}" for line in self.fields["Command"]), ""]
         if "Note" in self.fields:
             lines += [" ".join(self.fields["Note"]), ""]
