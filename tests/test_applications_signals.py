@@ -395,11 +395,11 @@ def test_physics_learns() -> None:
 @pytest.mark.recipes
 @pytest.mark.timeout(3600)
 def test_mnist1d_dense_in_full() -> None:
-    results = repeat("mnist1d", "--seeds", "0,1")
+    results = repeat("mnist1d", "--seeds", "0,1,2")
     ours = results.pop(OURS)["accuracy"]
-    assert ours["mean"] >= 0.92
-    assert min(ours["values"]) >= 0.91
-    assert all(scores["accuracy"]["better"] == 2 for scores in results.values())
+    assert ours["mean"] >= 0.91
+    assert min(ours["values"]) >= 0.89
+    assert all(scores["accuracy"]["better"] == 3 for scores in results.values())
 
 
 @pytest.mark.recipes
