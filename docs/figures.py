@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,10 @@ from bp_torch.functions.loss import ERRORS
 
 FOLDER = Path(__file__).parent / "figures"
 FORWARD, BACKWARD, THIRD = "tab:blue", "tab:red", "tab:green"
+
+
+def array(t: torch.Tensor) -> np.ndarray:
+    return t.detach().numpy()
 
 
 def page(width: float, height: float) -> Figure:
@@ -77,7 +82,7 @@ def activation() -> Figure:
         (dy,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         d2y = torch.autograd.grad(dy.sum(), x)[0] if dy.requires_grad else torch.zeros_like(x)
         for values, colour, label in ((y, FORWARD, "f"), (dy, BACKWARD, "f′"), (d2y, THIRD, "f″")):
-            axes.plot(x.detach(), values.detach(), color=colour, label=label, linewidth=1.4)
+            axes.plot(array(x), array(values), color=colour, label=label, linewidth=1.4)
         axes.set_ylim(-2.2, 3.2)
         axes.grid(alpha=0.3)
         if i == 0:
@@ -93,12 +98,14 @@ def dropout() -> Figure:
     sums = torch.stack([F.dropout(x.expand(20000, 64), float(q)).sum(1) for q in p])
     figure = page(8, 3.4)
     left = plain(figure.add_subplot(1, 2, 1), "Σ dropout(x): mean over 20,000 masks", "p", "")
-    left.plot(p, sums.mean(1), "o", color=FORWARD, markersize=4, label="measured")
+    left.plot(array(p), array(sums.mean(1)), "o", color=FORWARD, markersize=4, label="measured")
     left.axhline(float(x.sum()), color="black", linewidth=1, label="Σ x")
     left.set_ylim(float(x.sum()) - 3, float(x.sum()) + 3)
     right = plain(figure.add_subplot(1, 2, 2), "its standard deviation", "p", "")
-    right.plot(p, sums.std(1), "o", color=FORWARD, markersize=4, label="measured")
-    right.plot(p, (p / (1 - p) * x.square().sum()).sqrt(), color="black", linewidth=1, label="√(p/(1-p) Σ x²)")
+    right.plot(array(p), array(sums.std(1)), "o", color=FORWARD, markersize=4, label="measured")
+    right.plot(
+        array(p), array((p / (1 - p) * x.square().sum()).sqrt()), color="black", linewidth=1, label="√(p/(1-p) Σ x²)"
+    )
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
@@ -125,7 +132,7 @@ def batch_norm() -> Figure:
     figure = page(6.5, 3.8)
     axes = plain(figure.add_subplot(), "Largest error of x̂ in float32, deviation 1", "mean of x", "largest error")
     for (name, values), style in zip(errors.items(), ("s-", "^-", "o-"), strict=True):
-        axes.loglog(means, values, style, markersize=4, label=name)
+        axes.loglog(array(means), values, style, markersize=4, label=name)
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure
@@ -157,12 +164,12 @@ def softmax() -> Figure:
     axes = plain(figure.add_subplot(1, 2, 1), "softmax(x / T), x = 2, 1, 0, -1, -2", "class", "probability")
     for i, temperature in enumerate((0.5, 1.0, 4.0)):
         y = F.softmax(x / temperature, -1)
-        axes.bar(torch.arange(5) + 0.27 * (i - 1), y, width=0.25, label=f"T = {temperature:g}")
+        axes.bar((torch.arange(5) + 0.27 * (i - 1)).tolist(), y.tolist(), width=0.25, label=f"T = {temperature:g}")
     axes.legend(frameon=False)
     jacobian = torch.func.jacrev(lambda t: F.softmax(t, -1))(x)
     axes = figure.add_subplot(1, 2, 2)
     axes.set_title("Its Jacobian diag(y) - y yᵀ at T = 1", fontsize=11)
-    image = axes.imshow(jacobian, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
+    image = axes.imshow(array(jacobian), cmap="RdBu_r", vmin=-0.25, vmax=0.25)
     for i in range(5):
         for j in range(5):
             axes.text(j, i, f"{jacobian[i, j]:.2f}", ha="center", va="center", fontsize=8)
@@ -186,8 +193,8 @@ def cross_entropy() -> Figure:
         target = torch.zeros(len(x), dtype=torch.int64)
         loss = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
         (dx,) = torch.autograd.grad(loss.sum(), logits)
-        left.plot(x, loss.detach(), color=colour, label=f"label smoothing {smoothing:g}")
-        right.plot(x, dx[:, 0], color=colour)
+        left.plot(array(x), array(loss), color=colour, label=f"label smoothing {smoothing:g}")
+        right.plot(array(x), array(dx[:, 0]), color=colour)
     left.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -208,8 +215,8 @@ def losses() -> Figure:
         y = form(e, torch.zeros_like(e), reduction="none", **options)
         (de,) = torch.autograd.grad(y.sum(), e)
         label = name + (" (β = 0.5)" if options else " (δ = 1)" if name == "huber" else "")
-        left.plot(e.detach(), y.detach(), label=label)
-        right.plot(e.detach(), de)
+        left.plot(array(e), array(y), label=label)
+        right.plot(array(e), array(de))
     left.set_ylim(-0.1, 4)
     left.legend(frameon=False, fontsize=9)
     for axes in (left, right):
@@ -226,14 +233,14 @@ def penalties() -> Figure:
     rows = (("L1, λ = 1", F.l1_penalty, (1.0,)), ("L2, λ = 1", F.l2_penalty, (1.0,)),
             ("elastic net, λ = 1, half L1", F.elastic_net_penalty, (1.0, 0.5)))  # fmt: skip
     for name, form, arguments in rows:
-        axes.plot(w[:, 0], torch.stack([form([v], *arguments) for v in w]), label=name)
+        axes.plot(array(w[:, 0]), array(torch.stack([form([v], *arguments) for v in w])), label=name)
     axes.legend(frameon=False, fontsize=9)
     axes.grid(alpha=0.3)
     axes = plain(figure.add_subplot(1, 2, 2), "argmin of ½ (w - w₀)² + R(w)", "w₀, the solution without a penalty", "w")
-    axes.plot(w0, w0.sign() * (w0.abs() - 1).clamp(min=0), label="L1: exact zeros")
-    axes.plot(w0, w0 / 3, label="L2: smaller, never zero")
-    axes.plot(w0, w0.sign() * (w0.abs() - 0.5).clamp(min=0) / 2, label="elastic net: both")
-    axes.plot(w0, w0, color="black", linewidth=0.8, linestyle=":")
+    axes.plot(array(w0), array(w0.sign() * (w0.abs() - 1).clamp(min=0)), label="L1: exact zeros")
+    axes.plot(array(w0), array(w0 / 3), label="L2: smaller, never zero")
+    axes.plot(array(w0), array(w0.sign() * (w0.abs() - 0.5).clamp(min=0) / 2), label="elastic net: both")
+    axes.plot(array(w0), array(w0), color="black", linewidth=0.8, linestyle=":")
     axes.legend(frameon=False, fontsize=9)
     axes.grid(alpha=0.3)
     return figure

@@ -1,4 +1,4 @@
-"""Writes a page for each configuration under recipes/configs/techniques, from its header: python docs/techniques.py"""
+"""Writes the pages of techniques and applications from the headers of recipes/configs: python docs/configurations.py"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bp_torch.recipes import schedules
 
 DOCS = Path(__file__).resolve().parent
 CONFIGS = DOCS.parent / "recipes" / "configs" / "techniques"
-NOTICE = "<!-- Written by `python docs/techniques.py` from recipes/configs/techniques. Change those. -->"
+NOTICE = "<!-- Written by `python docs/configurations.py` from recipes/configs. Change those. -->"
 EPOCHS, STEPS = 100, 1900  # of the digits recipe: 1,167 training rows in batches of 64
 RUNS = {
     "l1": "share of zeros by layer, from the report of its command with seed 10",
@@ -125,10 +125,25 @@ def index(found: list[Technique]) -> str:
     return "\n".join([*lines, ""])
 
 
+def applications() -> str:
+    """The header of every recipe, as it stands in its file."""
+    lines = [NOTICE, "", "# Applications", ""]
+    lines += [
+        "Real data, each recipe beside scikit-learn's models on the same rows, in the same run. What follows is the"
+    ]
+    lines += ["header of each configuration under `recipes/configs`; `make test-recipes` holds them to it.", ""]
+    for path in sorted(CONFIGS.parent.glob("*.yaml")):
+        header = path.read_text("utf-8").partition("\n\n")[0]
+        text = [line.removeprefix("#").removeprefix(" ") for line in header.splitlines()]
+        lines += [f"## {path.stem}", "", "```text", *text, "```", ""]
+    return "\n".join(lines)
+
+
 def pages() -> dict[str, str]:
     """The text of each page by its path under docs/."""
     found = techniques()
-    return {"techniques/index.md": index(found)} | {f"techniques/{t.name}.md": t.page() for t in found}
+    listed = {"applications.md": applications(), "techniques/index.md": index(found)}
+    return listed | {f"techniques/{t.name}.md": t.page() for t in found}
 
 
 def main() -> None:
