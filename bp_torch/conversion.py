@@ -62,21 +62,24 @@ def convert(model: M, fuse: bool = True) -> M:
 
     With ``fuse=True``, in every exact :class:`torch.nn.Sequential`::
 
-        Linear → activation → Dropout    becomes    Dense → Identity → Identity    (activation or Dropout may lack)
-        BatchNorm → activation           becomes    BatchNormAct → Identity
+        Linear → activation → Dropout       becomes    Dense → Identity → Identity
+        BatchNorm → activation → Dropout    becomes    BatchNormAct → Identity → Identity
+
+    where the activation or the Dropout may lack.
 
     The fused layer stands at the Linear's or batch norm's place and computes all of it; the absorbed modules, still
     the same objects at the same places, compute nothing until :func:`revert`. Outputs, gradients, ``train()`` and
     ``eval()`` of the whole are as before; a dropout mask comes from the same generator but is not the same mask. What
     changes is what is seen between the parts: ``model[0]`` alone now gives the activation's output;
     ``isinstance(m, Dropout)`` no longer finds an absorbed Dropout, whose probability is now ``model[0].dropout`` and
-    whose mode is that of ``model[0]``; and who replaces or wraps the fused layer as if it were a Linear or batch norm
-    (``model[0] = other``, ``SyncBatchNorm.convert_sync_batchnorm``, LoRA) loses or misplaces what it absorbed: do that
-    before convert, or use ``fuse=False``.
+    whose mode is that of ``model[0]`` (its own still behind a batch norm, which may be frozen by ``eval()``); and who
+    replaces or wraps the fused layer as if it were a Linear or batch norm (``model[0] = other``,
+    ``SyncBatchNorm.convert_sync_batchnorm``, LoRA) loses or misplaces what it absorbed: do that before convert, or use
+    ``fuse=False``.
 
     Not fused: a part that is used elsewhere in ``model`` too, or is a subclass; one with forward or backward hooks,
     which would see something else (the first part may have forward pre-hooks); a Dropout whose training flag differs
-    from its Linear's; an activation that is not in the table; and Softplus, which autocast computes in float32 on
+    from the first part's; an activation that is not in the table; and Softplus, which autocast computes in float32 on
     accelerators. In-place activations and dropouts are fused: the result is the same. Models whose ``forward`` is code
     have their modules replaced, and nothing fused.
 
@@ -126,10 +129,11 @@ def revert(model: M) -> M:
     for _, module in converted:
         for part in _absorbed(module):
             if _kind(_origin(part)) == "dropout":
-                part.p = vars(module)["dropout"]
+                part.p = module.dropout
+                vars(module).pop("dropout", None)
         if _absorbed(module):
             for name in _fused_attributes(type(module), _absorbed(module)):
-                delattr(module, name)
+                vars(module).pop(name, None)
         original = _origin(module)
         vars(module).pop(_ABSORBED, None)
         del vars(module)[_FROM]
@@ -218,7 +222,7 @@ def _heads(parent: Module) -> Iterator[tuple[Module, Children]]:
 
 def _absorbable(head: Module, following: Children, uses: Counter[int]) -> tuple[Children, str]:
     """What ``head`` can take over of the modules that follow it, and what keeps the next candidate out."""
-    stages = ["activation", "dropout"] if _fused_class(head) is nn.Dense else ["activation"]
+    stages = ["activation", "dropout"]
     for part in _absorbed(head):
         stages = stages[stages.index(_kind(_origin(part))) + 1 :]
         following = following[1:]

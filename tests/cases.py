@@ -21,7 +21,7 @@ from torch import Tensor
 import bp_torch.functional as bpF
 from bp_torch.backends import current_backend, mask_of
 from bp_torch.functions.activation import ACTIVATIONS, activation_backward
-from bp_torch.functions.batch_norm import BatchNormFunction
+from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction, is_seed
 from bp_torch.functions.function import call
@@ -373,7 +373,7 @@ def batch_norm_cases() -> Iterator[Case]:
             name=f"batch-norm-{key}-statistics",
             function="BatchNormFunction",
             ours=lambda x, w, b, key=key: call(
-                BatchNormFunction, x, w, b, None, eps, key, tuple(ACTIVATIONS[key].parameters.values())
+                BatchNormFunction, x, w, b, None, None, 0.0, eps, key, tuple(ACTIVATIONS[key].parameters.values())
             ),
             theirs=lambda x, w, b, key=key: with_statistics(x, w, b, key),
             inputs=tensors((4, 2), (2,), (2,), seed=6),
@@ -404,6 +404,57 @@ def batch_norm_cases() -> Iterator[Case]:
         inputs=tensors(shapes["2d"], (3,), (3,), shapes["2d"], (3,), (3,), seed=10),
         batch_dim=None,
     )
+    yield from batch_norm_dropout_cases(eps, torch_form)
+
+
+def batch_norm_dropout_cases(eps: float, torch_form: Callable[..., Tensor]) -> Iterator[Case]:
+    """Training, and evaluation with a dropout that acts all the same (a frozen batch norm)."""
+    p = 0.5
+    for key, shape, residual in (
+        ("identity", (4, 3), False),
+        ("relu", (4, 3), False),
+        ("relu", (4, 3), True),
+        ("tanh", (4, 3), False),
+        ("leaky_relu", (4, 3), True),
+        ("gelu", (2, 3, 2, 2), False),
+        ("gelu", (4, 3), True),
+    ):
+        values = tuple(ACTIVATIONS[key].parameters.values())
+        mask = fixed_mask(*shape, p=p)
+        made = tensors(shape, (3,), (3,), *([shape] if residual else []), seed=8)
+        suffix = "dropout" + ("-residual" if residual else "")
+
+        def training(x, w, b, r=None, key=key, values=values, mask=mask):
+            return first(call(BatchNormFunction, x, w, b, r, drawn(mask), p, eps, key, values))
+
+        yield Case(
+            name=f"batch-norm-{key}-{suffix}",
+            function="BatchNormFunction",
+            ours=training,
+            theirs=lambda x, w, b, r=None, key=key, mask=mask: torch_form(x, w, b, r, key) * mask / (1 - p),
+            inputs=made,
+            batch_dim=None,
+        )
+
+        def frozen(x, w, b, m, v, r=None, key=key, values=values, mask=mask):
+            return call(NormalizeFunction, x, w, b, r, m, v.exp(), drawn(mask), p, eps, key, values)
+
+        def frozen_theirs(x, w, b, m, v, r=None, key=key, mask=mask):
+            of_channel = [t.reshape(1, 3, *[1] * (x.dim() - 2)) for t in (w, b, m, v)]
+            w, b, m, v = of_channel
+            z = (x - m) / (v.exp() + eps).sqrt() * w + b
+            z = z if r is None else z + r
+            return torch_activation(key)(z, *ACTIVATIONS[key].parameters.values()) * mask / (1 - p)
+
+        if key != "leaky_relu":
+            yield Case(
+                name=f"batch-norm-{key}-{suffix}-evaluation",
+                function="NormalizeFunction",
+                ours=frozen,
+                theirs=frozen_theirs,
+                inputs=tensors(shape, (3,), (3,), (3,), (3,), *([shape] if residual else []), seed=12),
+                batch_dim=None,
+            )
 
 
 def softmax_cases() -> Iterator[Case]:

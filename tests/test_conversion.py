@@ -188,9 +188,48 @@ def test_batch_norm_and_activation_become_one() -> None:
     assert type(features[2]) is nn.Identity
     assert type(model[1][1]) is bp_torch.nn.BatchNormAct1d
     assert model[1][1].activation_parameters == {"alpha": 0.7}
-    assert type(model[1][3]) is bp_torch.nn.Dropout
+    assert type(model[1][3]) is nn.Identity
     volume = bp_torch.convert(nn.Sequential(nn.BatchNorm3d(2), nn.SiLU()))
     assert type(volume[0]) is bp_torch.nn.BatchNormAct3d
+
+
+def test_batch_norm_activation_and_dropout_become_one() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Tanh(), nn.BatchNorm1d(8), nn.Dropout(0.0))
+    before, attributes = types(model), [vars(module).keys() for module in model]
+    bp_torch.convert(model)
+    names = ["BatchNormAct1d", "Identity", "Identity", "Tanh", "BatchNormAct1d", "Identity"]
+    assert [type(module).__name__ for module in model] == names
+    assert [(model[i].activation, model[i].dropout) for i in (0, 4)] == [("relu", 0.3), (None, 0.0)]
+    assert bp_torch.conversion_report(model)["0"].why == "with '1' (ReLU), '2' (Dropout)"
+    model[0].dropout = 0.45
+    model[4].dropout = 0.2
+    bp_torch.revert(model)
+    assert types(model) == before
+    assert [vars(module).keys() for module in model] == attributes
+    assert (model[2].p, model[5].p) == (0.45, 0.2)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], ids=lambda cls: cls.__name__)
+def test_dropout_of_another_kind_stays_behind_batch_norm(dropout: type[nn.Module]) -> None:
+    model = bp_torch.convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), dropout(0.5)))
+    assert [type(module).__name__ for module in model] == ["BatchNormAct2d", "Identity", dropout.__name__]
+    assert model[0].dropout == 0
+
+
+def test_frozen_batch_norm_still_drops_out() -> None:
+    """Fine-tuning puts each batch norm into evaluation mode, and leaves every Dropout in training."""
+    model = bp_torch.convert(nn.Sequential(nn.BatchNorm1d(4), nn.Sigmoid(), nn.Dropout(0.3)))
+    x = torch.randn(500, 4)
+    model[0].eval()
+    before = copy.deepcopy(model.state_dict())
+    assert abs((model(x) == 0).double().mean().item() - 0.3) < 0.05
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    twin = copy.deepcopy(model)
+    twin[2].eval()
+    assert not (twin(x) == 0).any()
+    assert (model(x) == 0).any()
+    assert not (model.eval()(x) == 0).any()
+    assert (model.train()(x) == 0).any()
 
 
 @pytest.mark.parametrize("cls", [cls for cls in _ACTIVATION_KEYS if cls is not bp_torch.nn.Softplus])

@@ -97,13 +97,13 @@ def test_statistics_are_taken_again_only_where_rounding_tells(n: int, monkeypatc
     monkeypatch.setattr(batch_norms, "_accurate_forward", counted)
     for k, expected in ((0.0, 0), (1e4, 1)):
         x = k + torch.randn(n, 4)
-        _, mean, var = call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())
+        _, mean, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
         assert len(taken) == expected
         exact = x.double()
         assert (mean - exact.mean(0)).abs().max() <= 2**-23 * max(k, 1)
         torch.testing.assert_close(var.double(), exact.var(0, correction=0), rtol=4e-5, atol=1e-12)
     x = torch.zeros(n, 4)  # dead units have no deviation, and an exact mean
-    assert math.isfinite(call(BatchNormFunction, x, None, None, None, 1e-5, "identity", ())[0].sum())
+    assert math.isfinite(call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())[0].sum())
     assert len(taken) == 1
 
 

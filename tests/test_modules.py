@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bp_torch import nn
+from bp_torch import convert, nn
 from bp_torch.nn import activation as bp_activation
 
 
@@ -98,11 +98,13 @@ OWN = [
     ModuleCase("Dense", "DenseFunction", (3, 5), {"activation": "gelu", "dropout": 0.5}, stochastic=True),
     ModuleCase("Dense", "DenseFunction", (3, 5), {"activation": "relu"}),
     ModuleCase("BatchNormAct1d", "BatchNormFunction", (3,), {"activation": "silu"}),
+    ModuleCase("BatchNormAct1d", "BatchNormFunction", (3,), {"activation": "relu", "dropout": 0.4}, stochastic=True),
     ModuleCase("BatchNormAct2d", "BatchNormFunction", (3,), {"activation": "relu"}, images(2, 3, 4, 4)),
     ModuleCase("BatchNormAct3d", "BatchNormFunction", (3,), {"activation": "relu"}, images(2, 3, 2, 2, 2)),
     ModuleCase("DropoutAdd", "DropoutFunction", (0.4,), {}, lambda: (torch.randn(4, 3), torch.randn(4, 3)), True),
     ModuleCase("MLP", "DenseFunction", (3, [4, 4], 2)),
     ModuleCase("MLP", "BatchNormFunction", (3, [4, 4], 2), {"norm": "batch", "residual": True}),
+    ModuleCase("MLP", "BatchNormFunction", (3, [4, 4], 2), {"norm": "batch", "dropout": 0.3}, stochastic=True),
     ModuleCase("MLP", "ResidualFunction", (3, [4, 4], 2), {"residual": True, "dropout": 0.3}, stochastic=True),
 ]
 # Made of processes or of other modules: tested in their own files.
@@ -227,6 +229,40 @@ def test_module_compiles_fullgraph(case: ModuleCase) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(compiled, inputs(case)), step(module, inputs(case)))
+
+
+def saved_bytes(model: torch.nn.Module, x: Tensor) -> int:
+    """What ``model`` keeps for backward, beyond x, its parameters and its result."""
+    storages: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no address is used again
+
+    def pack(t: Tensor) -> Tensor:
+        kept.append(t)
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = model(x)
+    for t in (x, y, *model.parameters()):
+        storages.pop(t.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+@contract("memory", function="BatchNormFunction")
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_hidden_layer_keeps_its_input_and_output_alone(norm: bool) -> None:
+    """Bytes an element of float32 hidden layers with relu and dropout: 4 each for batch norm's input and for y."""
+    rows, width = 256, 32
+    layers: list[torch.nn.Module] = []
+    for _ in range(2):
+        layers += [torch.nn.Linear(width, width), *([torch.nn.BatchNorm1d(width)] if norm else [])]
+        layers += [torch.nn.ReLU(), torch.nn.Dropout(0.3)]
+    torchs = torch.nn.Sequential(*layers, torch.nn.Linear(width, 2))
+    mlp = nn.MLP(width, [width, width], 2, norm="batch" if norm else None, dropout=0.3)
+    x = torch.randn(rows, width)
+    before = saved_bytes(torchs, x) / (2 * rows * width)
+    for model in (convert(torchs), mlp):
+        assert saved_bytes(model, x) / (2 * rows * width) <= (8.1 if norm else 4.1) < before - 4
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "Sequential", "Module", "Parameter", "LayerNorm", "init", "utils"])

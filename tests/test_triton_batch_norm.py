@@ -185,7 +185,7 @@ def test_every_activation(key: str, residual: bool) -> None:
     inputs = [x, *parameters(x, x.dtype), *([torch.randn_like(x)] if residual else [])]
 
     def f(x, gamma, beta, r=None):
-        return call(BatchNormFunction, x, gamma, beta, r, EPS, key, values)[0]
+        return call(BatchNormFunction, x, gamma, beta, r, None, 0.0, EPS, key, values)[0]
 
     dy = torch.randn_like(x)
     with bp_torch.backend("torch"):
@@ -301,6 +301,34 @@ def test_drawn_shapes_and_options(data: st.DataObject) -> None:
     torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-3)
 
 
+@layouts
+@pytest.mark.parametrize("p", [0.5, 0.003])  # 16 and 32 random bits an element
+def test_dropout_draws_the_mask_of_the_elements_index(layout: str, p: float, launched: list[str]) -> None:
+    x = made(layout)
+    inputs = [x, *parameters(x, x.dtype), torch.randn_like(x)]
+    seed = torch.tensor([7], device=DEVICE)
+    dy = torch.randn_like(x)
+    mean, var = torch.randn(x.shape[1], device=DEVICE), torch.rand(x.shape[1], device=DEVICE) + 0.3
+    for key, evaluation, residual in (("relu", False, False), ("tanh", False, True), ("identity", True, True)):
+
+        def f(*given, key=key, evaluation=evaluation):
+            x, gamma, beta, r = (*given, None)[:4]
+            if evaluation:
+                return call(NormalizeFunction, x, gamma, beta, r, mean.to(x), var.to(x), seed, p, EPS, key, ())
+            return call(BatchNormFunction, x, gamma, beta, r, seed, p, EPS, key, ())[0]
+
+        given = inputs if residual else inputs[:3]
+        found = results(f, given, dy)
+        assert launched, "the kernels ran"
+        launched.clear()
+        with bp_torch.backend("torch"):
+            expected = results(f, [t.double() for t in given], dy.double())
+        assert not launched
+        if key != "relu":
+            assert torch.equal(found[0] != 0, kernels.random.mask(seed, x.shape, p))
+        torch.testing.assert_close([t.double() for t in found], expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("layout", "forward", "backward"),
     [
@@ -339,8 +367,8 @@ def test_gradients_of_and_through_statistics(layout: str) -> None:
 
     def run(dtype: torch.dtype) -> list[Tensor]:
         inputs = [t.to(dtype).detach().requires_grad_() for t in given]
-        y, m, v = call(BatchNormFunction, *inputs[:4], EPS, "gelu", ())
-        z = call(NormalizeFunction, *inputs, EPS, "silu", ())
+        y, m, v = call(BatchNormFunction, *inputs[:4], None, 0.0, EPS, "gelu", ())
+        z = call(NormalizeFunction, *inputs, None, 0.0, EPS, "silu", ())
         generator = torch.Generator(DEVICE).manual_seed(2)
         sent = [torch.randn(t.shape, generator=generator, device=DEVICE).to(dtype) for t in (y, m, v, z)]
         grads = torch.autograd.grad((y, m, v), inputs[:4], sent[:3]) + torch.autograd.grad(z, inputs, sent[3])

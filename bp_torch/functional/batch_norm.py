@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction, SyncStatisticsFunction
+from ..functions.dropout import draw_mask
 from ..functions.function import call
-from ._common import activation_arguments, check_tensor
+from ._common import activation_arguments, check_probability, check_tensor
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
@@ -49,8 +50,9 @@ def batch_norm(
             weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     return _batch_norm(
-        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", ()
-    )
+        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", (),
+        0.0, None,
+    )  # fmt: skip
 
 
 def batch_norm_act(
@@ -66,26 +68,37 @@ def batch_norm_act(
     *,
     activation: str | None = None,
     activation_parameters: Mapping[str, float] | None = None,
+    p: float = 0.0,
+    generator: torch.Generator | None = None,
+    dropout_training: bool | None = None,
 ) -> Tensor:
-    """y = f(γ (x - mean)/√(var + eps) + β + residual), in one Function.
+    """y = dropout(f(γ (x - mean)/√(var + eps) + β + residual)), in one Function.
 
     Args:
         residual: added before the activation, of the input's shape, or None.
         activation: f, a key of the activation table; None is the identity.
         activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+        p: the probability that dropout sets an element to zero.
+        generator: draws the dropout mask; None is torch's default generator.
+        dropout_training: dropout acts only where this is true; None is ``training``. They differ where batch norm
+            is frozen and dropout is not, and where evaluation has no running statistics.
 
-    The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter is a ValueError.
+    The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter and a p outside
+    [0, 1] are ValueErrors.
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
         return handle_torch_function(
             batch_norm_act, (input, running_mean, running_var, weight, bias, residual),
             input, running_mean, running_var, weight=weight, bias=bias, residual=residual, training=training,
             momentum=momentum, eps=eps, activation=activation, activation_parameters=activation_parameters,
+            p=p, generator=generator, dropout_training=dropout_training,
         )  # fmt: skip
     name, parameters = activation_arguments("batch_norm_act", activation, activation_parameters)
+    check_probability("batch_norm_act", p)
+    drops = training if dropout_training is None else dropout_training
     return _batch_norm(
         "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps, name,
-        parameters,
+        parameters, p if drops else 0.0, generator,
     )  # fmt: skip
 
 
@@ -102,6 +115,8 @@ def sync_batch_norm(
     process_group: Any = None,
     activation: str | None = None,
     activation_parameters: Mapping[str, float] | None = None,
+    p: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """:func:`batch_norm_act` in training, by the statistics of all rows of all ranks of ``process_group``.
 
@@ -109,13 +124,15 @@ def sync_batch_norm(
     gradients are those of the sum of all ranks' losses.
     """
     name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
+    check_probability("sync_batch_norm", p)
     x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
     mean, var, count = call(SyncStatisticsFunction, x, process_group)
     n = int(count)
     if n == 1:
         raise ValueError("sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1")
     _update(running_mean, running_var, mean, var, n, momentum)
-    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, eps, name, parameters)
+    mask = draw_mask(x, p, generator) if p > 0 else None
+    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, p, eps, name, parameters)
 
 
 def _batch_norm(
@@ -131,6 +148,8 @@ def _batch_norm(
     eps: float,
     activation: str,
     parameters: tuple[float, ...],
+    p: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
     x, gamma, beta = _check(function, input, running_mean, running_var, weight, bias, residual, training, eps)
     if training:
@@ -140,7 +159,8 @@ def _batch_norm(
                 f"{function}(): 'input': expected more than 1 value per channel when training, "
                 f"got input size {tuple(x.shape)}"
             )
-        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, eps, activation, parameters)
+        mask = draw_mask(x, p, generator) if p > 0 else None
+        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, p, eps, activation, parameters)
         _update(running_mean, running_var, mean, var, n, momentum)
         return y
     assert running_mean is not None
@@ -149,7 +169,10 @@ def _batch_norm(
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
         # torch.jit.trace compares a trace with gradients to one without.
         running_mean, running_var = running_mean.clone(), running_var.clone()
-    return call(NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, eps, activation, parameters)
+    mask = draw_mask(x, p, generator) if p > 0 else None
+    return call(
+        NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, mask, p, eps, activation, parameters
+    )
 
 
 def _update(

@@ -3,8 +3,9 @@
     forward    mean = Σ x / n,  var = Σ (x - mean)² / n      over all dimensions but 1: n values a channel
                x̂ = (x - mean) s,  s = 1/√(var + eps)
                z = γ x̂ + β + r
-               y = f(z)
-    backward   dz = dy ⊙ f′(z)
+               a = f(z)
+               y = m ⊙ a / (1 - p)
+    backward   dz = m ⊙ dy / (1 - p) ⊙ f′(z)
                dβ = Σ dz
                dγ = Σ dz x̂
                dr = dz
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from ..backends import plain_kernels
 from .activation import activate, activation_backward, lookup
+from .dropout import drop, may_draw
 from .function import Function, call, is_plain
 
 __all__ = ["AllReduceFunction", "BatchNormFunction", "NormalizeFunction", "SyncStatisticsFunction"]
@@ -95,20 +97,35 @@ def _activate(z: Tensor, activation: str, parameters: tuple[float, ...]) -> Tens
     return activate(z, activation, parameters)
 
 
+def _output(
+    x: Tensor,
+    z: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    p: float,
+    activation: str,
+    parameters: tuple[float, ...],
+) -> Tensor:
+    """y, from a z that is ours."""
+    return drop(_activate(z, activation, parameters), mask, p).to(_result_dtype(x, residual))
+
+
 def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
-def _triton(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+def _triton(x: Tensor, mask: Tensor | None, *others: Tensor | None) -> ModuleType | None:
     """The Triton kernels, where they shall run."""
-    return plain_kernels(x, *others) if x.numel() > 0 else None
+    return plain_kernels(x, *others) if x.numel() > 0 and may_draw(mask) else None
 
 
 def _triton_arguments(ctx: Any, *saved: Any) -> tuple[Any, ...]:
     """What the kernels of backward are given after the gradients: y is computed again where that reads less."""
-    by_output = ctx.activation != "identity" and lookup(ctx.activation, ctx.parameters).saves == "output"
-    y = saved[-1] if ctx.dtypes[3] is not None else None
-    return *saved[:-1], y, ctx.eps, ctx.activation, ctx.parameters, by_output, ctx.needs_input_grad, ctx.dtypes
+    *inputs, y, mask = saved
+    by_output = _by_output(ctx.activation, ctx.parameters)
+    y = y if ctx.gated or ctx.dtypes[3] is not None else None
+    constants = ctx.p, ctx.eps, ctx.activation, ctx.parameters, by_output, ctx.needs_input_grad, ctx.dtypes
+    return *inputs, y, mask, *constants
 
 
 # While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
@@ -190,7 +207,8 @@ def _fused_backward(
     s = torch.rsqrt(var + ctx.eps) if training else None
     statistics = (mean, var, None, None) if s is None else (None, None, mean, s)
     needs = list(ctx.needs_input_grad[:3])
-    ours = ctx.activation != "identity" and ctx.dtypes[3] is None  # dz was made here, and is nobody's gradient
+    # Whether dz was made here, and is nobody's gradient.
+    ours = (ctx.activation != "identity" or ctx.p > 0) and ctx.dtypes[3] is None
     if s is None or not (ours and needs[0] and x.numel() > CHUNK and x.dtype == dz.dtype):
         return aten.native_batch_norm_backward.default(
             dz, _wide(x), *_native(gamma, *statistics), training, ctx.eps, needs
@@ -211,20 +229,41 @@ def _fused_backward(
 
 
 def _dz(ctx: Any, dy: Tensor, *saved: Any) -> Tensor:
-    """dy ⊙ f′(z), from y or from a z that is computed again; wide."""
-    x, gamma, beta, residual, mean, var, y = saved
+    """m ⊙ dy / (1 - p) ⊙ f′(z), wide."""
     dy = _wide(dy)
     if ctx.activation == "identity":
-        return dy
-    s = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps) if y is None else y
-    return activation_backward(dy, s.to(dy.dtype), ctx.activation, ctx.parameters)
+        return drop(dy, saved[-1], ctx.p)
+    s = _f_prime_from(ctx, *saved)
+    return activation_backward(dy, s.to(dy.dtype), ctx.activation, ctx.parameters, saved[-1], ctx.p)
 
 
-def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Tensor | None) -> None:
-    """x, γ, β, r, mean, var, y for backward and jvp_rule: only those that they read."""
+def _f_prime_from(ctx: Any, *saved: Any) -> Tensor:
+    """What f′ is computed from: y, or z or f(z) computed again."""
+    *inputs, y, _ = saved
+    if y is not None:
+        kept: Tensor = y
+        return kept
+    z = _pre_activation(*inputs, ctx.eps)
+    by_output = _by_output(ctx.activation, ctx.parameters)
+    return _activate(z, ctx.activation, ctx.parameters) if by_output else z
+
+
+def _by_output(activation: str, parameters: tuple[float, ...]) -> bool:
+    """Whether f′ is told by f(z), rather than by z."""
+    return activation != "identity" and lookup(activation, parameters).saves == "output"
+
+
+def _save(
+    ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, mask: Tensor | None, *others: Tensor | None
+) -> None:
+    """x, γ, β, r, mean, var, y, m for backward and jvp_rule: only those that they read."""
     gamma, beta, residual = others
     identity = ctx.activation == "identity"
-    by_output = not identity and lookup(ctx.activation, ctx.parameters).saves == "output"
+    by_output = _by_output(ctx.activation, ctx.parameters)
+    if mask is not None:  # without it y no longer tells f′, unless it tells both
+        by_output = by_output and lookup(ctx.activation, ctx.parameters).gate
+    ctx.gated = by_output and mask is not None
+    mask = None if ctx.gated else mask
     again = not identity and not by_output
     statistics = again or any(ctx.needs_input_grad[i] for i in (0, 1, 4, 5))
     ctx.dtypes = [None if t is None else t.dtype for t in (x, gamma, beta, residual, mean, var)]
@@ -236,9 +275,10 @@ def _save(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, *others: Te
         mean if statistics else None,
         var if statistics else None,
         y if by_output else None,
+        mask,
     )
     ctx.save_for_forward(
-        x, gamma, beta if again else None, residual if again else None, mean, var, y if by_output else None
+        x, gamma, beta if again else None, residual if again else None, mean, var, y if by_output else None, mask
     )
 
 
@@ -251,11 +291,13 @@ def _results(ctx: Any, *gradients: Tensor | None) -> list[Tensor | None]:
 
 
 class BatchNormFunction(Function):
-    """y = f(γ x̂ + β + r) by the statistics of the batch; ``forward`` returns (y, mean, var), all differentiable.
+    """y = dropout(f(γ x̂ + β + r)) by the statistics of the batch; ``forward`` returns (y, mean, var).
 
-    Shapes: x, r and y (N, C, ...); γ, β, mean and var (C). γ, β and r may be None. var is the biased one, over n.
+    All three are differentiable. Shapes: x, r, m and y (N, C, ...); γ, β, mean and var (C). γ, β, r and m may be None.
+    var is the biased one, over n.
 
-    Saves x, and never the pre-activation: z is computed again, elementwise, where f′ is not told by y.
+    Saves x, and never the pre-activation: z is computed again, elementwise, where f′ is not told by y. After relu y
+    tells f′ and the mask, so that neither is kept; with other activations the mask is.
     """
 
     @staticmethod
@@ -264,39 +306,42 @@ class BatchNormFunction(Function):
         gamma: Tensor | None,
         beta: Tensor | None,
         residual: Tensor | None,
+        mask: Tensor | None,
+        p: float,
         eps: float,
         activation: str,
         parameters: tuple[float, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        triton = _triton(x, gamma, beta, residual)
+        triton = _triton(x, mask, gamma, beta, residual)
         if triton is not None:
-            return triton.batch_norm.forward(x, gamma, beta, residual, eps, activation, parameters)
+            return triton.batch_norm.forward(x, gamma, beta, residual, mask, p, eps, activation, parameters)
         if _fused(x):
             z, mean, var = _fused_forward(x, gamma, beta, residual, eps)
         else:
             mean, var = _statistics(x)
             z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
-        return _activate(z, activation, parameters).to(_result_dtype(x, residual)), mean, var
+        return _output(x, z, residual, mask, p, activation, parameters), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, gamma, beta, residual, ctx.eps, ctx.activation, ctx.parameters = inputs
+        x, gamma, beta, residual, mask, ctx.p, ctx.eps, ctx.activation, ctx.parameters = inputs
         y, mean, var = output
         ctx.set_materialize_grads(False)
-        _save(ctx, x, mean, var, y, gamma, beta, residual)
+        _save(ctx, x, mean, var, y, mask, gamma, beta, residual)
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
+        saved = x, gamma, _, _, mean, var, _, mask = ctx.saved_tensors
         if x is None:  # β and r alone need a gradient
             dz = None if dy is None else _dz(ctx, dy, *saved)
             dbeta = None if dz is None or not ctx.needs_input_grad[2] else dz.sum(_dims(dz))
-            return *_results(ctx, None, None, dbeta, dz), None, None, None
-        triton = None if dy is None else _triton(x, dy, dmean, dvar, *saved)
+            return *_results(ctx, None, None, dbeta, dz), None, None, None, None, None
+        triton = None if dy is None else _triton(x, mask, dy, dmean, dvar, *saved[1:-1])
         if triton is not None:
-            return *triton.batch_norm.backward(dy, dmean, dvar, *_triton_arguments(ctx, *saved)), None, None, None
+            gradients = triton.batch_norm.backward(dy, dmean, dvar, *_triton_arguments(ctx, *saved))
+            return *gradients, None, None, None, None, None
         dz = torch.zeros_like(_wide(x)) if dy is None else _dz(ctx, dy, *saved)
         if _fused(x, dz) and dmean is None and dvar is None:
             dx, dgamma, dbeta = _fused_backward(ctx, dz, x, gamma, mean, var, training=True)
@@ -309,13 +354,13 @@ class BatchNormFunction(Function):
                 dx = dx - _channel(k * dbeta, x) - xhat * _channel(k * dgamma, x)
                 dx = dx if dmean is None else dx + _channel(dmean / n, x)
                 dx = dx if dvar is None else dx + (x - _channel(mean, x)) * _channel(2 * dvar / n, x)
-        return *_results(ctx, dx, dgamma, dbeta, dz), None, None, None
+        return *_results(ctx, dx, dgamma, dbeta, dz), None, None, None, None, None
 
     @staticmethod
     def jvp_rule(
         ctx: Any, tx: Tensor | None, tgamma: Tensor | None, tbeta: Tensor | None, tr: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, _, _, _, mean, var, _ = ctx.saved_tensors
+        x, _, _, _, mean, var, _, _ = ctx.saved_tensors
         tmean = tvar = torch.zeros_like(mean)
         if tx is not None:
             n = _count(x)
@@ -325,9 +370,9 @@ class BatchNormFunction(Function):
 
 
 class NormalizeFunction(Function):
-    """y = f(γ x̂ + β + r) by statistics that are given, and differentiable too.
+    """y = dropout(f(γ x̂ + β + r)) by statistics that are given, and differentiable too.
 
-    Shapes: x, r and y (N, C, ...); γ, β, mean and var (C). γ, β and r may be None.
+    Shapes: x, r, m and y (N, C, ...); γ, β, mean and var (C). γ, β, r and m may be None.
     """
 
     @staticmethod
@@ -338,27 +383,30 @@ class NormalizeFunction(Function):
         residual: Tensor | None,
         mean: Tensor,
         var: Tensor,
+        mask: Tensor | None,
+        p: float,
         eps: float,
         activation: str,
         parameters: tuple[float, ...],
     ) -> Tensor:
-        triton = _triton(x, gamma, beta, residual, mean, var)
+        triton = _triton(x, mask, gamma, beta, residual, mean, var)
         if triton is not None:
-            return triton.batch_norm.apply(x, gamma, beta, residual, mean, var, eps, activation, parameters)
+            return triton.batch_norm.apply(x, gamma, beta, residual, mean, var, mask, p, eps, activation, parameters)
         z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
-        return _activate(z, activation, parameters).to(_result_dtype(x, residual))
+        return _output(x, z, residual, mask, p, activation, parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, gamma, beta, residual, mean, var, ctx.eps, ctx.activation, ctx.parameters = inputs
-        _save(ctx, x, mean, var, output, gamma, beta, residual)
+        x, gamma, beta, residual, mean, var, mask, ctx.p, ctx.eps, ctx.activation, ctx.parameters = inputs
+        _save(ctx, x, mean, var, output, mask, gamma, beta, residual)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved = x, gamma, _, _, mean, var, _ = ctx.saved_tensors
-        triton = None if x is None else _triton(x, dy, *saved)
+        saved = x, gamma, _, _, mean, var, _, mask = ctx.saved_tensors
+        triton = None if x is None else _triton(x, mask, dy, *saved[1:-1])
         if triton is not None:
-            return *triton.batch_norm.normalize_backward(dy, *_triton_arguments(ctx, *saved)), None, None, None
+            gradients = triton.batch_norm.normalize_backward(dy, *_triton_arguments(ctx, *saved))
+            return *gradients, None, None, None, None, None
         dz = _dz(ctx, dy, *saved)
         dx = dgamma = dbeta = dmean = dvar = None  # type: Any
         if x is None:
@@ -372,7 +420,7 @@ class NormalizeFunction(Function):
             if need_statistics:
                 k = _scale(gamma, _wide(var), ctx.eps)
                 dmean, dvar = -k * dbeta, -k * torch.rsqrt(_wide(var) + ctx.eps) * dgamma / 2
-        return *_results(ctx, dx, dgamma, dbeta, dz, dmean, dvar), None, None, None
+        return *_results(ctx, dx, dgamma, dbeta, dz, dmean, dvar), None, None, None, None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -398,7 +446,7 @@ def _push(
     tvar: Tensor | None,
 ) -> Tensor:
     """The tangent of y."""
-    x, gamma, beta, residual, mean, var, y = ctx.saved_tensors
+    x, gamma, beta, residual, mean, var, y, mask = ctx.saved_tensors
     mean, var = _wide(mean), _wide(var)
     k, s = _channel(_scale(gamma, var, ctx.eps), x), torch.rsqrt(var + ctx.eps)
     xhat = (x - _channel(mean, x)) * _channel(s, x)
@@ -410,11 +458,10 @@ def _push(
     tz = tz if tbeta is None else tz + _channel(tbeta, x)
     tz = tz if tr is None else tz + tr
     dtype = x.dtype if ctx.dtypes[3] is None else torch.promote_types(x.dtype, ctx.dtypes[3])
-    if ctx.activation != "identity":
-        if y is None:
-            y = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps)
-        tz = activation_backward(tz, y, ctx.activation, ctx.parameters)
-    return tz.to(dtype)
+    if ctx.activation == "identity":
+        return drop(tz, mask, ctx.p).to(dtype)
+    s = _f_prime_from(ctx, x, gamma, beta, residual, mean, var, y, mask)
+    return activation_backward(tz, s, ctx.activation, ctx.parameters, mask, ctx.p).to(dtype)
 
 
 class AllReduceFunction(Function):
@@ -453,7 +500,7 @@ class SyncStatisticsFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-        triton = _triton(x)
+        triton = _triton(x, None)
         if triton is not None:
             mean, rest, var = triton.batch_norm.statistics(x)
         else:

@@ -1,4 +1,4 @@
-"""Batch normalization: torch.nn's classes, those with an activation and a residual, and the synchronized one."""
+"""Batch normalization: torch.nn's classes, those with a residual, activation and dropout, and the synchronized one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import functional
-from ..functional._common import activation_arguments
+from ..functional._common import activation_arguments, check_probability
 from ._leaf import as_leaf
 
 __all__ = [
@@ -30,6 +30,9 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
     activation: str | None = None
     activation_parameters: Mapping[str, float] = {}
+    dropout: float = 0.0
+    _bp_torch_absorbed: tuple[torch.nn.Module, ...] = ()
+    """Set by ``convert``: the modules whose work this one does."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
@@ -42,17 +45,26 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         tracked = not self.training or self.track_running_stats
         running = (self.running_mean, self.running_var) if tracked else (None, None)
         momentum = self._momentum()
+        p = self.dropout if self._drops() else 0.0
         fused: dict[str, Any] = {"activation": self.activation, "activation_parameters": self.activation_parameters}
+        fused["p"] = p
         if self.training and self._synchronized():
             return functional.sync_batch_norm(
                 input, *running, self.weight, self.bias, residual, momentum, self.eps,
                 process_group=self.process_group, **fused,
             )  # fmt: skip
-        if self.activation is None and residual is None:
+        if self.activation is None and residual is None and p == 0:
             return functional.batch_norm(input, *running, self.weight, self.bias, training, momentum, self.eps)
         return functional.batch_norm_act(
-            input, *running, self.weight, self.bias, residual, training, momentum, self.eps, **fused
-        )
+            input, *running, self.weight, self.bias, residual, training, momentum, self.eps, **fused,
+            dropout_training=True,
+        )  # fmt: skip
+
+    def _drops(self) -> bool:
+        """Whether dropout acts: in training. What ``convert`` absorbed has its own mode: ``eval()`` of a batch norm
+        freezes the statistics, and not the dropout behind it.
+        """
+        return self._bp_torch_absorbed[-1].training if self._bp_torch_absorbed else self.training
 
     def _momentum(self) -> Any:
         """Counts the batch; how far it moves the running statistics: by 1/batches for a cumulative average."""
@@ -79,17 +91,18 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
 
 
 class _Act(_BatchNorm):
-    """y = f(γ x̂ + β + residual), in one Function.
+    """y = dropout(f(γ x̂ + β + residual)), in one Function.
 
     Args:
         activation: f, a key of the activation table; None is the identity.
         activation_parameters: f's parameters that differ from the default, such as ``{"negative_slope": 0.2}``.
+        dropout: the probability p that dropout sets an element to zero in training.
 
     The other arguments are torch.nn's (``options``: its keywords, such as ``bias``), and so is the state_dict.
     ``residual`` has the input's shape.
 
     Raises:
-        ValueError: an unknown activation or parameter.
+        ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
 
     def __init__(
@@ -104,14 +117,18 @@ class _Act(_BatchNorm):
         *,
         activation: str | None = None,
         activation_parameters: Mapping[str, float] | None = None,
+        dropout: float = 0.0,
         **options: Any,
     ) -> None:
         activation_arguments(type(self).__name__, activation, activation_parameters)
+        check_probability(type(self).__name__, dropout, "dropout")
         options |= {"device": device, "dtype": dtype}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         if activation is not None:  # else it has the attributes of its namesake and no others
             self.activation = activation
             self.activation_parameters = dict(activation_parameters or {})
+        if dropout > 0:
+            self.dropout = dropout
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._normalize(input, residual)
@@ -119,6 +136,7 @@ class _Act(_BatchNorm):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         text += "" if self.activation is None else f", activation={self.activation!r}"
+        text += f", dropout={self.dropout}" if self.dropout else ""
         return text + (f", activation_parameters={self.activation_parameters}" if self.activation_parameters else "")
 
 
@@ -135,10 +153,11 @@ class BatchNormAct3d(_Act, BatchNorm3d):
 
 
 class DistributedBatchNorm(_Act):
-    """y = f(γ x̂ + β + residual), in training by the statistics of all ranks' rows. It also works on the CPU, with gloo.
+    """y = dropout(f(γ x̂ + β + residual)), in training by the statistics of all ranks' rows.
 
-    Arguments, state_dict and repr of :class:`torch.nn.SyncBatchNorm`; ``activation`` and ``activation_parameters`` as
-    :class:`BatchNormAct1d`. In evaluation, without a process group, and in a group of one it is an ordinary batch norm.
+    It also works on the CPU, with gloo. Arguments, state_dict and repr of :class:`torch.nn.SyncBatchNorm`;
+    ``activation``, ``activation_parameters`` and ``dropout`` as :class:`BatchNormAct1d`. In evaluation, without a
+    process group, and in a group of one it is an ordinary batch norm.
     Ranks may differ in their number of rows, and a rank may have none; every rank must take part in every forward and
     backward. The backward can be differentiated again.
 
@@ -159,9 +178,10 @@ class DistributedBatchNorm(_Act):
         *,
         activation: str | None = None,
         activation_parameters: Mapping[str, float] | None = None,
+        dropout: float = 0.0,
         **options: Any,
     ) -> None:
-        options |= {"activation": activation, "activation_parameters": activation_parameters}
+        options |= {"activation": activation, "activation_parameters": activation_parameters, "dropout": dropout}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
 
@@ -178,13 +198,14 @@ class DistributedBatchNorm(_Act):
     def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> torch.nn.Module:
         """``module`` with each batch norm in it replaced by this class, on the same parameters and buffers.
 
-        An activation is kept. If ``module`` itself is a batch norm, a new one is returned.
+        An activation and a dropout are kept. If ``module`` itself is a batch norm, a new one is returned.
         """
         output = module
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             options: dict[str, Any] = {"process_group": process_group}
             if isinstance(module, _BatchNorm):
-                options |= {"activation": module.activation, "activation_parameters": module.activation_parameters}
+                for name in ("activation", "activation_parameters", "dropout"):
+                    options[name] = getattr(module, name)
             output = cls(
                 module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, **options
             )

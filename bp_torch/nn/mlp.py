@@ -114,7 +114,6 @@ class HiddenLayer(torch.nn.Module):
         super().__init__()
         self.activation = activation
         self.activation_parameters = dict(activation_parameters or {})
-        self.dropout = dropout
         self.residual = residual
         self.linear = Linear(in_features, out_features, False, device, dtype)
         # Where dropout stands between batch norm and the sum, f belongs to the sum.
@@ -126,13 +125,27 @@ class HiddenLayer(torch.nn.Module):
             activation=None if alone else activation,
             activation_parameters=None if alone else activation_parameters,
         )
+        self.dropout = dropout
+
+    @property
+    def dropout(self) -> float:
+        """p; without a residual it is batch norm's own."""
+        return self._p if self.residual else self.norm.dropout
+
+    @dropout.setter
+    def dropout(self, p: float) -> None:
+        if self.residual:
+            self._p = p
+        else:
+            self.norm.dropout = p
 
     def forward(self, input: Tensor) -> Tensor:
         if self.dropout > 0 and (leaf := as_leaf(self, input)) is not None:
             return leaf
         z = self.linear(input)
         if not self.residual:
-            return functional.dropout(self.norm(z), self.dropout, self.training)
+            normalized: Tensor = self.norm(z)
+            return normalized
         if self.dropout == 0:
             return self.norm(z, input)
         return functional.residual(
