@@ -298,18 +298,18 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 def _is_usual(input: Any, target: Any, weight: Any, size_average: Any, reduce: Any, reduction: str) -> bool:
     """Logits (N, C) and classes (N), and nothing to refuse, cast or weigh: the usual case, found in little time."""
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return False
+    shape = input.shape
     return (
         weight is None
         and size_average is None
         and reduce is None
-        and isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and input.dim() == 2
-        and target.dim() == 1
+        and len(shape) == 2
+        and shape[1] > 0
+        and target.shape == shape[:1]
         and target.dtype is torch.int64
         and input.dtype in (torch.float32, torch.float64)
-        and input.shape[0] == target.shape[0]
-        and input.shape[1] > 0
         and reduction in _REDUCTIONS
         and not torch._C._is_any_autocast_enabled()
     )

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import plain_kernels
-from .function import Function
-from .loss import KINDS, NARROW, fast_on_cpu, reduce, spread, wide
+from ..backends import current_backend, plain_kernels
+from .function import Function, is_plain
+from .loss import KINDS, NARROW, fast_on_cpu, on_cpu, reduce, spread, wide
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
 
-aten = torch.ops.aten
+_nll_forward = torch.ops.aten.nll_loss_forward.default
+_nll_backward = torch.ops.aten.nll_loss_backward.default
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
 
 CHUNK = 2**17
@@ -97,21 +98,19 @@ class CrossEntropyFunction(Function):
     Shapes: x (C) or (N, C, ...), t () or (N, ...), integers; w (C) of x's dtype, a constant, or None; m and r as x with
     one class. m, r and the sums are float32 for 16-bit x.
 
-    Few logits while no graph is recorded: (loss, total, log p, None), by ATen's kernels. Only they use that log p; a
-    backward that is itself recorded takes m and r from x.
+    Few logits in reverse mode: (loss,) alone, by ATen's kernels, which keep log p. Only they use it; a backward that is
+    itself recorded takes m and r from x.
     """
 
     @staticmethod
     def forward(
         x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> Statistics:
         c, fast = class_dim(x), fast_on_cpu(x, t, w)
         triton = plain_kernels(x, t, w) if x.numel() > 0 else None
         if triton is not None:
             _check_classes(t, ignore_index, x.shape[c])
             return triton.cross_entropy.forward(x, c, t, w, ignore_index, smoothing, reduction)
-        if fast and _is_small(x, smoothing):
-            return _small(x, t, w, ignore_index, reduction)
         counts, index = _counted(t, ignore_index, c)
         _check_range(index, x.shape[c])
         m, r, u_t, u_sum = (_rows_in_chunks if fast else _rows)(x, index, w, smoothing > 0)
@@ -128,51 +127,40 @@ class CrossEntropyFunction(Function):
         x, t, w, ctx.ignore_index, ctx.smoothing, ctx.reduction = inputs
         ctx.set_materialize_grads(False)
         _, total, m, r = output
-        if r is None:
-            ctx.mark_non_differentiable(m)
+        ctx.small = None
         ctx.save_for_backward(x, t, w, total, m, r)
         ctx.save_for_forward(x, t, w, total, m, r)
 
     @staticmethod
+    def forward_and_save(
+        ctx: Any, x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothing: float, reduction: str
+    ) -> Statistics | tuple[Tensor]:
+        dim = x.dim()
+        # Few calls of Python, for each takes as long as a pass over so few numbers.
+        if smoothing != 0 or dim > 2 or x.numel() > SMALL or current_backend() == "triton" or not on_cpu(x, t, w):
+            inputs = x, t, w, ignore_index, smoothing, reduction
+            outputs = CrossEntropyFunction.forward(*inputs)
+            CrossEntropyFunction.setup_context(ctx, inputs, outputs)
+            return outputs
+        u, weight, narrow = x, w, x.dtype in NARROW
+        if narrow or not x.is_contiguous():  # nll_loss_backward takes no other layout
+            u, weight = wide(x).contiguous(), w if w is None else wide(w)
+        log_p = torch.log_softmax(u, dim - 1)
+        # In two calls they pick, weigh, ignore, reduce and check the range.
+        loss, total = _nll_forward(log_p, t, weight, KINDS[reduction], ignore_index)
+        ctx.small = dim - 1, ignore_index, reduction
+        ctx.save_for_backward(x, t, w, total, log_p)
+        return (loss.to(x.dtype) if narrow else loss,)
+
+    @staticmethod
     def backward(
-        ctx: Any, dloss: Tensor | None, dtotal: Any, dm: Any, dr: Tensor | None = None
+        ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
+        if ctx.small is not None:
+            assert dloss is not None, "the gradient of an only output"
+            return _small_backward(ctx, dloss)
         x, t, w, total, m, r = ctx.saved_tensors
-        c = class_dim(x)
-        if r is None:
-            if dloss is None:
-                return None, None, None, None, None, None
-            if fast_on_cpu(x, t, w, dloss):
-                return _small_backward(dloss, x, t, w, total, m, ctx.ignore_index, ctx.reduction), *(None,) * 5
-            m = _shift(x)
-            r = (wide(x) - m).exp().sum(c, keepdim=True).log()
-        triton = plain_kernels(x, t, w, dloss) if dloss is not None and dr is None and x.numel() > 0 else None
-        if triton is not None:
-            dx = triton.cross_entropy.backward(
-                dloss, x, c, t, w, total, m, r, ctx.ignore_index, ctx.smoothing, ctx.reduction
-            )
-            return dx, None, None, None, None, None
-        counts, index = _counted(t, ctx.ignore_index, c)
-        one = torch.ones((), dtype=r.dtype, device=r.device)
-        share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
-        dL = None if dloss is None else (wide(dloss) * share).unsqueeze(c)
-        if dL is None:
-            dx = None if dr is None else dr * (wide(x) - m - r).exp()
-            return dx if dx is None else dx.to(x.dtype), None, None, None, None, None
-        k_t = (1 - ctx.smoothing) * _weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
-        S, k_rest = k_t, None
-        if ctx.smoothing > 0:
-            b, W = _smoothing_weight(x, w, ctx.smoothing)
-            k_rest = b * dL
-            S = S + W * k_rest
-        if dr is not None:
-            S = S + dr
-        if fast_on_cpu(x, t, w, dloss, dr):
-            return _backward_in_chunks(x, index, w, m, r, S, k_t, k_rest), None, None, None, None, None
-        dx = S * (wide(x) - m - r).exp() - torch.where(_one_hot(x.shape, c, index), k_t, 0.0)
-        if k_rest is not None:
-            dx = dx - (k_rest if w is None else k_rest * _per_class(w, x))
-        return dx.to(x.dtype), None, None, None, None, None
+        return _backward(ctx, dloss, dr, x, t, w, total, m, r)
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -188,6 +176,48 @@ class CrossEntropyFunction(Function):
             tL = tL + b * (W * tr - _weighted_sum(tx, w)).squeeze(c)
         tloss = reduce(torch.where(counts, tL, 0.0), ctx.reduction, total)
         return tloss.to(x.dtype), torch.zeros_like(total), torch.zeros_like(m), tr
+
+
+def _backward(
+    ctx: Any,
+    dloss: Tensor | None,
+    dr: Tensor | None,
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    total: Tensor,
+    m: Tensor,
+    r: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """dx from what forward returned, and a None for each other argument."""
+    c = class_dim(x)
+    triton = plain_kernels(x, t, w, dloss) if dloss is not None and dr is None and x.numel() > 0 else None
+    if triton is not None:
+        dx = triton.cross_entropy.backward(
+            dloss, x, c, t, w, total, m, r, ctx.ignore_index, ctx.smoothing, ctx.reduction
+        )
+        return dx, None, None, None, None, None
+    counts, index = _counted(t, ctx.ignore_index, c)
+    one = torch.ones((), dtype=r.dtype, device=r.device)
+    share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
+    dL = None if dloss is None else (wide(dloss) * share).unsqueeze(c)
+    if dL is None:
+        dx = None if dr is None else dr * (wide(x) - m - r).exp()
+        return dx if dx is None else dx.to(x.dtype), None, None, None, None, None
+    k_t = (1 - ctx.smoothing) * _weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
+    S, k_rest = k_t, None
+    if ctx.smoothing > 0:
+        b, W = _smoothing_weight(x, w, ctx.smoothing)
+        k_rest = b * dL
+        S = S + W * k_rest
+    if dr is not None:
+        S = S + dr
+    if fast_on_cpu(x, t, w, dloss, dr):
+        return _backward_in_chunks(x, index, w, m, r, S, k_t, k_rest), None, None, None, None, None
+    dx = S * (wide(x) - m - r).exp() - torch.where(_one_hot(x.shape, c, index), k_t, 0.0)
+    if k_rest is not None:
+        dx = dx - (k_rest if w is None else k_rest * _per_class(w, x))
+    return dx.to(x.dtype), None, None, None, None, None
 
 
 def _smoothing_weight(x: Tensor, w: Tensor | None, smoothing: float) -> tuple[float, Tensor | float]:
@@ -249,27 +279,20 @@ def _backward_in_chunks(
     return dx
 
 
-def _is_small(x: Tensor, smoothing: float) -> bool:
-    return smoothing == 0 and x.dim() <= 2 and x.numel() <= SMALL
-
-
-def _small(
-    x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str
-) -> tuple[Tensor, Tensor, Tensor, None]:
-    """Few logits: ATen's kernels pick, weigh, ignore, reduce and check the range in two calls."""
-    log_p = torch.log_softmax(wide(x), class_dim(x)).contiguous()  # nll_loss_backward takes no other layout
-    weight = None if w is None else wide(w)
-    loss, total = aten.nll_loss_forward.default(log_p, t, weight, KINDS[reduction], ignore_index)
-    return loss if loss.dtype == x.dtype else loss.to(x.dtype), total, log_p, None
-
-
-def _small_backward(
-    dloss: Tensor, x: Tensor, t: Tensor, w: Tensor | None, total: Tensor, log_p: Tensor, ignore_index: int, kind: str
-) -> Tensor:
-    weight = None if w is None else wide(w)
-    d = aten.nll_loss_backward.default(wide(dloss), log_p, t, weight, KINDS[kind], ignore_index, total)
-    dx = torch._log_softmax_backward_data(d, log_p, class_dim(x), log_p.dtype)
-    return dx if dx.dtype == x.dtype else dx.to(x.dtype)
+def _small_backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    """From log p, where no derivative is being taken of it; else from x."""
+    x, t, w, total, log_p = ctx.saved_tensors
+    c, ignore_index, kind = ctx.small
+    if not is_plain(dloss):
+        ctx.ignore_index, ctx.smoothing, ctx.reduction = ignore_index, 0.0, kind
+        m = _shift(x)
+        return _backward(ctx, dloss, None, x, t, w, total, m, (wide(x) - m).exp().sum(c, keepdim=True).log())
+    narrow = x.dtype != log_p.dtype
+    if narrow:
+        dloss, w = dloss.float(), w if w is None else w.float()
+    d = _nll_backward(dloss, log_p, t, w, KINDS[kind], ignore_index, total)
+    dx = torch._log_softmax_backward_data(d, log_p, c, log_p.dtype)
+    return dx.to(x.dtype) if narrow else dx, None, None, None, None, None
 
 
 class CrossEntropyProbabilitiesFunction(Function):
@@ -397,7 +420,7 @@ class NLLLossFunction(Function):
             _check_classes(t, ignore_index, x.shape[c])
             return triton.cross_entropy.nll_forward(x, c, t, w, ignore_index, reduction)
         if x.dim() <= 2 and x.dtype not in NARROW and fast_on_cpu(x, t, w):
-            loss, total = aten.nll_loss_forward.default(x, t, w, KINDS[reduction], ignore_index)
+            loss, total = _nll_forward(x, t, w, KINDS[reduction], ignore_index)
             return loss, total
         counts, index = _counted(t, ignore_index, c)
         _check_range(index, x.shape[c])
@@ -432,7 +455,7 @@ class NLLLossFunction(Function):
         if fast and len(ctx.shape) <= 2 and ctx.dtype == total.dtype:
             x = torch.empty(ctx.shape, dtype=ctx.dtype)  # tells the shape
             kind = KINDS[ctx.reduction]
-            return aten.nll_loss_backward.default(dloss, x, t, w, kind, ctx.ignore_index, total), *(None,) * 4
+            return _nll_backward(dloss, x, t, w, kind, ctx.ignore_index, total), *(None,) * 4
         counts, index = _counted(t, ctx.ignore_index, c)
         one = torch.ones((), dtype=total.dtype, device=total.device)
         share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)

@@ -23,9 +23,9 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-__all__ = ["Function", "call", "is_ordinary", "is_plain"]
+__all__ = ["PLAIN", "Function", "call", "is_ordinary", "is_plain"]
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 class Function(torch.autograd.Function):
@@ -35,12 +35,18 @@ class Function(torch.autograd.Function):
 
     Dynamo refuses a Function that has a ``jvp``, and everything else wants one. So the class itself has none; a
     subclass made beside it, ``with_jvp``, carries ``jvp_rule`` under that name, and :func:`call` picks between the two.
+
+    Where microseconds count, a subclass may define ``forward_and_save(ctx, *args)`` as well: ``forward`` and
+    ``setup_context`` in one, for reverse mode alone. It returns what ``forward`` does, or the first of several outputs
+    alone, and may keep what is no output, for a backward that is not itself recorded.
     """
 
     generate_vmap_rule = True
     with_jvp: ClassVar[type[torch.autograd.Function]]
     apply_plainly: ClassVar[Callable[..., Any]]
     """The C++ entry point that ``apply`` calls last."""
+    apply_in_reverse: ClassVar[Callable[..., Any]]
+    """The same where there is no forward mode: ``forward_and_save``'s, if there is one."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -48,6 +54,12 @@ class Function(torch.autograd.Function):
             members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
             cls.with_jvp = type(cls.__name__, (cls,), members)
             cls.apply_plainly = super(torch.autograd.Function, cls.with_jvp).apply  # type: ignore[misc]
+            cls.apply_in_reverse = cls.apply_plainly
+        if "forward_and_save" in cls.__dict__:
+            members = {"forward": cls.__dict__["forward_and_save"], "__module__": cls.__module__}
+            members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
+            in_reverse = type(cls.__name__, (cls,), members)
+            cls.apply_in_reverse = super(torch.autograd.Function, in_reverse).apply  # type: ignore[misc]
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
@@ -55,7 +67,7 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or _is_tracing() or _are_functorch_transforms_active():
         return False
     for t in tensors:  # noqa: SIM110 - this runs at every call, and all(...) takes twice as long
-        if t is not None and (type(t) not in _PLAIN or is_legacy_batchedtensor(t)):
+        if t is not None and (type(t) not in PLAIN or is_legacy_batchedtensor(t)):
             return False
     return True
 
@@ -81,7 +93,8 @@ def call(function: type[Function], *args: Any) -> Any:
     if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
-    return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in _PLAIN else arg for arg in args])
+    given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
+    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_plainly)(*given)
 
 
 class _Leaf(tuple):
@@ -101,7 +114,7 @@ def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
 
 def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
     if not _are_functorch_transforms_active():
-        return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in _PLAIN else arg for arg in args])
+        return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args])
     # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
     # for every custom Function. The operators of ``forward`` have their own rules, which nest.
     if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:

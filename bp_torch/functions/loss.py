@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from ..backends import plain_kernels
-from .function import Function, is_plain
+from .function import PLAIN, Function, is_plain
 
 __all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
 
@@ -45,8 +46,8 @@ class Error:
     """ATen's kernel of dR ρ′(x - t), of (dloss, x, t, ATen's number for R, parameter)."""
     native_backward_into: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor] | None = None
     """The same, and where to write it."""
-    total: Callable[[Tensor], Tensor] | None = None
-    """Σ ρ(e), which may overwrite e, where that is faster than the kernel."""
+    total: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Σ ρ(x - t), of (x, t, a tensor to overwrite), where that is faster than the kernel."""
 
 
 def _smooth_l1(e: Tensor, beta: float) -> Tensor:
@@ -73,7 +74,7 @@ ERRORS: dict[str, Error] = {
         native_backward_into=lambda g, x, t, kind, _, dx: aten.mse_loss_backward.grad_input(
             g, x, t, kind, grad_input=dx
         ),
-        total=lambda e: e.mul_(e).sum(),
+        total=lambda x, t, e: torch.sub(x, t, out=e).square_().sum(),
     ),
     "l1": Error(
         rho=lambda e, _: e.abs(), drho=lambda e, _: torch.sign(e),
@@ -115,6 +116,14 @@ def fast_on_cpu(*tensors: Tensor | None) -> bool:
     return True
 
 
+def on_cpu(*tensors: Tensor | None) -> bool:
+    """:func:`fast_on_cpu`, for a ``forward_and_save``, where only the tensors are left to look at."""
+    for t in tensors:
+        if t is not None and (type(t) not in PLAIN or not t.is_cpu or is_legacy_batchedtensor(t)):
+            return False
+    return True
+
+
 def reduce(L: Tensor, reduction: str, total: Tensor | float | None = None) -> Tensor:
     """R(L); ``total`` is what a mean divides by, if not the number of elements."""
     if reduction == "none":
@@ -148,7 +157,8 @@ class ErrorLossFunction(Function):
             native = row.native if x.dtype == t.dtype == dtype and dtype not in NARROW else None
             if reduction != "none" and _in_chunks(x, t):
                 if row.total is not None and x.dtype == t.dtype and x.dtype not in NARROW:
-                    parts = [row.total(a - b) for a, b in _chunks(x, t)]
+                    e = torch.empty(CHUNK, dtype=x.dtype)  # once, because new memory is slow
+                    parts = [row.total(a, b, e[: a.shape[0]]) for a, b in _chunks(x, t)]
                 elif native is None:
                     parts = [row.rho(wide(a) - wide(b), parameter).sum() for a, b in _chunks(x, t)]
                 else:
@@ -184,20 +194,20 @@ class ErrorLossFunction(Function):
         row, dx, dw = ERRORS[ctx.error], None, None
         fast = w is None and fast_on_cpu(x, t, dloss)
         alike = x.dtype == t.dtype == dloss.dtype and x.dtype not in NARROW
-        if fast and alike and row.native_backward is not None and (ctx.reduction == "none" or not _in_chunks(x, t)):
-            dx = row.native_backward(dloss, x, t, KINDS[ctx.reduction], ctx.parameter)
+        if fast and alike and row.native_backward is not None and row.native_backward_into is not None:
+            kind = KINDS[ctx.reduction]
+            if x.numel() <= CHUNK:
+                dx = row.native_backward(dloss, x, t, kind, ctx.parameter)
+            else:  # without the zeros that the other form fills first
+                dx = row.native_backward_into(dloss, x, t, kind, ctx.parameter, torch.empty_like(x))
             return dx if need_x else None, -dx if need_t else None, *(None,) * 5
         total = _total(ctx.reduction, x, w)
         dR = spread(wide(dloss), ctx.reduction, total)
         if need_x or need_t:
             if fast and ctx.reduction != "none" and _in_chunks(x, t):
                 dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
-                native = row.native_backward_into if alike else None
                 for a, b, d in _chunks(x, t, dx):
-                    if native is None:
-                        torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
-                    else:
-                        native(dR, a, b, KINDS["sum"], ctx.parameter, d)
+                    torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
             else:
                 dx = row.drho(wide(x) - wide(t), ctx.parameter) * (dR if w is None else dR * w)
         if need_w and w is not None:
