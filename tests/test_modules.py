@@ -206,7 +206,9 @@ def test_fx_traces_it_to_one_graph(case: ModuleCase) -> None:
 @drop_in
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("low_input", [False, True])
-def test_autocast_gives_torchs_dtypes(case: ModuleCase, dtype: torch.dtype, low_input: bool) -> None:
+def test_autocast_gives_torchs_dtypes(
+    case: ModuleCase, dtype: torch.dtype, low_input: bool, on_backend: str
+) -> None:  # fmt: skip
     found = []
     for namespace in (nn, torch.nn):
         module = make(case, namespace, training=not case.stochastic)
@@ -219,7 +221,14 @@ def test_autocast_gives_torchs_dtypes(case: ModuleCase, dtype: torch.dtype, low_
         found.append((y, x.grad, *(p.grad for p in module.parameters())))
     for ours, theirs in zip(*found, strict=True):
         assert ours.dtype == theirs.dtype
-    torch.testing.assert_close(found[0][0], found[1][0])
+    ours, theirs = found[0][0], found[1][0]
+    if on_backend == "triton" and low_input and isinstance(module, torch.nn.Tanhshrink):
+        # Where torch rounds tanh to 16 bits before it subtracts, the kernel rounds the difference alone.
+        exact = x.double() - x.double().tanh()
+        assert (ours - exact).abs().max() <= torch.finfo(dtype).eps / 2 * exact.abs().max()
+        assert (ours - exact).abs().max() <= (theirs - exact).abs().max()
+    else:
+        torch.testing.assert_close(ours, theirs)
 
 
 @contract("compile")
