@@ -104,15 +104,12 @@ def dense(
 
 def _fits(x: Any, W: Any, b: Any) -> bool:
     """Whether all is as it should be, W a matrix and the numbers real: the usual case, in as little time as can be."""
-    if not (isinstance(x, Tensor) and isinstance(W, Tensor) and W.dim() == 2 and x.dim() > 0):
+    if not (isinstance(x, Tensor) and isinstance(W, Tensor) and x.dim() > 0):
         return False
-    dtype, device = W.dtype, W.device
-    out_features, in_features = W.shape
-    if x.shape[-1] != in_features or x.dtype is not dtype or x.device != device or dtype.is_complex:
+    dtype, device, shape = W.dtype, W.device, W.shape
+    if len(shape) != 2 or x.size(-1) != shape[1] or x.dtype is not dtype or x.device != device or dtype.is_complex:
         return False
-    return b is None or (
-        isinstance(b, Tensor) and b.shape == (out_features,) and b.dtype is dtype and b.device == device
-    )
+    return b is None or (isinstance(b, Tensor) and b.shape == shape[:1] and b.dtype is dtype and b.device == device)
 
 
 def _check_shapes(function: str, x: Tensor, W: Tensor | None, b: Tensor | None) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,15 +60,21 @@ class LinearFunction(Function):
         ctx.save_for_forward(x, W)
 
     @staticmethod
+    def forward_and_save(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        need_x, need_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_W else None, W if need_x else None)
+        return LinearFunction.forward(x, W, b)
+
+    @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W = ctx.saved_tensors
         need_x, need_W, need_b = ctx.needs_input_grad
         if dy.dim() != 2:
             x, dy, shape = None if x is None else _rows(x), _rows(dy), dy.shape
-            dx = (dy @ W).reshape(*shape[:-1], W.shape[1]) if need_x else None
+            dx = torch.mm(dy, W).reshape(*shape[:-1], W.shape[1]) if need_x else None
         else:
-            dx = dy @ W if need_x else None
-        return dx, dy.mT @ x if need_W else None, dy.sum(0) if need_b else None
+            dx = torch.mm(dy, W) if need_x else None
+        return dx, torch.mm(dy.t(), x) if need_W else None, dy.sum(0) if need_b else None
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:
@@ -138,8 +145,11 @@ class DenseFunction(Function):
             db = rows.sum(0) if rows is not None and need_b else None
         given = ds if dy is None else dy
         if rows is not None and given is not None:
-            dx = (rows @ W).reshape(*given.shape[:-1], W.shape[1]) if need_x else None
-            dW = rows.mT @ _rows(x) if need_W else None
+            if need_x:
+                dx = torch.mm(rows, W)
+                dx = dx if given.dim() == 2 else dx.reshape(*given.shape[:-1], W.shape[1])
+            if need_W:
+                dW = torch.mm(rows.t(), _rows(x))
         return dx, dW, db, dy if need_residual else None, None, None, None, None
 
     @staticmethod
