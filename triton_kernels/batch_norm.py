@@ -1,13 +1,13 @@
-"""Batch normalization with a residual, an activation and dropout: statistics, forward and backward.
+"""Batch normalization with a residual and an activation: statistics, forward and backward.
 
 Forward, over the n values x of a channel c::
 
     mean = Σ x / n,  var = Σ (x - mean)² / n,  k = γ / √(var + eps)
-    y = keep · f(k (x - mean) + β + r) / (1 - p)
+    y = f(k (x - mean) + β + r)
 
-Backward, where z or f(z) is computed again, elementwise, instead of being read, and keep is drawn again::
+Backward, where z or y is computed again, elementwise, instead of being read::
 
-    dz = keep · dy / (1 - p) · f′(z),  dr = dz,  dβ = Σ dz,  dγ = Σ dz (x - mean) / √(var + eps)
+    dz = dy · f′(z),  dr = dz,  dβ = Σ dz,  dγ = Σ dz (x - mean) / √(var + eps)
     dx = k dz + shift + slope (x - mean),
     shift = (dmean - k dβ) / n,  slope = (2 dvar - k dγ / √(var + eps)) / n      both 0 where statistics are given
     dmean = -k dβ,  dvar = -k dγ / (2 √(var + eps))                             where statistics are given
@@ -47,7 +47,7 @@ from .batch_norm_kernels import (
     _reduce,
     _statistics,
 )
-from .elementwise import Layout, _dropout, _pair
+from .elementwise import Layout, _pair
 from .launch import Block, device_of, first_block, grid_of, is_wide, tuned, warps_of
 
 __all__ = ["TARGETS", "Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
@@ -168,11 +168,6 @@ def _with_plan(run: Callable[..., Any]) -> Callable[..., Any]:
     return planned
 
 
-def _drawn(layout: Layout, seed: Tensor | None, p: float) -> tuple[float, int, int, bool]:
-    """scale, THRESHOLD, BITS, LAST."""
-    return *_dropout(seed, p), layout.channels > 0
-
-
 def _vector(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
@@ -201,22 +196,21 @@ def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor, rest: Tens
 @_with_plan
 def forward(
     layout: Layout, plan: Plan,
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    eps: float, activation: str, parameters: tuple[float, ...],
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float,
+    activation: str, parameters: tuple[float, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, in x's dtype promoted with the residual's, and the batch's mean and biased var in float32. x is not empty."""
     mean, var = torch.empty((2, plan.channels), dtype=torch.float32, device=x.device)
     if plan.splits > 1:
         _run_statistics(layout.flat(x), plan, mean, var)
-        y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, seed, p, eps, activation, parameters)
+        y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, eps, activation, parameters)
         return y, mean, var
     flat, r, gamma, beta = layout.flat(x), layout.flat(residual), _vector(gamma), _vector(beta)
     y = torch.empty_like(flat, dtype=x.dtype if r is None else torch.promote_types(x.dtype, r.dtype))
-    scale, *drawn = _drawn(layout, seed, p)
     with device_of(x):
         _forward_whole[plan.groups_grid()](
-            flat, gamma, beta, r, seed, mean, var, y, eps, *_pair(parameters), scale, layout.points,
-            *plan.reduction(), plan.tiles, activation, *drawn, *plan.blocks(x), num_warps=plan.warps,
+            flat, gamma, beta, r, mean, var, y, eps, *_pair(parameters), *plan.reduction(), plan.tiles,
+            activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return layout.restored(y), mean, var
 
@@ -224,15 +218,14 @@ def forward(
 def _normalized(
     layout: Layout, plan: Plan,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    seed: Tensor | None, p: float, eps: float, activation: str, parameters: tuple[float, ...],
+    eps: float, activation: str, parameters: tuple[float, ...],
 ) -> Tensor:  # fmt: skip
     x, residual = layout.flat(x), layout.flat(residual)
     y = torch.empty_like(x, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
-    scale, *drawn = _drawn(layout, seed, p)
     with device_of(x):
         _apply[plan.grid()](
-            x, _vector(gamma), _vector(beta), residual, seed, _vector(mean), _vector(var), y, eps, *_pair(parameters),
-            scale, layout.points, *plan.matrix(), activation, *drawn, *plan.blocks(x), num_warps=plan.warps,
+            x, _vector(gamma), _vector(beta), residual, _vector(mean), _vector(var), y, eps, *_pair(parameters),
+            *plan.matrix(), activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return layout.restored(y)
 
@@ -254,33 +247,30 @@ def backward(
     layout: Layout, plan: Plan,
     dy: Tensor, dmean: Tensor | None, dvar: Tensor | None,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    y: Tensor | None, seed: Tensor | None, p: float,
-    eps: float, activation: str, parameters: tuple[float, ...], output: bool,
+    y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
     needs: Sequence[bool], dtypes: Dtypes,
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr] of :func:`forward`, each where it is needed, in these dtypes.
 
     Args:
         dmean, dvar: the gradients of the statistics, or None.
-        y: the output, or None where f(z) shall be computed again from x, β and the residual.
-        seed: of the mask, or None where there is none or y tells it; p scales all the same.
-        output: f′ is told by y or f(z), not by z.
+        y: the output, or None where it shall be computed again from x, β and the residual.
+        output: f′ is told by y, not by z.
         needs, dtypes: for x, γ, β and r.
     """
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     gamma, beta, dmean, dvar = (_vector(t) for t in (gamma, beta, dmean, dvar))
-    through = activation == "identity" and p == 0  # dz is dy
+    identity = activation == "identity"
     dx = _new(x, dtypes[0], needs[0])
     dgamma, dbeta = (_new(mean, dtypes[i], needs[i]) for i in (1, 2))
-    dr = _new(x, dtypes[3], needs[3] and not through)
-    scale, *drawn = _drawn(layout, seed, p)
-    saved = (x, gamma, beta, residual, y, seed, mean, var)
-    constants = (activation, output, *drawn, *plan.blocks(x))
-    numbers = (*_pair(parameters), scale, layout.points)
+    dr = _new(x, dtypes[3], needs[3] and not identity)
+    saved = (x, gamma, beta, residual, y, mean, var)
+    constants = (activation, output, *plan.blocks(x))
+    a, b = _pair(parameters)
     with device_of(x):
         if plan.splits == 1:
             _backward_whole[plan.groups_grid()](
-                dy, *saved, dx, dr, dgamma, dbeta, dmean, dvar, eps, float(plan.n), *numbers,
+                dy, *saved, dx, dr, dgamma, dbeta, dmean, dvar, eps, float(plan.n), a, b,
                 *plan.reduction(), plan.tiles, *constants, num_warps=plan.warps,
             )  # fmt: skip
         else:
@@ -289,7 +279,7 @@ def backward(
             # Where dr is as exact as dy, the second sweep reads it instead of what dz is computed from.
             early = dr is not None and (dx is None or dr.dtype == dy.dtype)
             _reduce[plan.groups_grid()](
-                dy, *saved, None, dr if early else None, partial, eps, *numbers, *plan.reduction(),
+                dy, *saved, None, dr if early else None, partial, eps, a, b, *plan.reduction(),
                 plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
@@ -298,14 +288,13 @@ def backward(
             )  # fmt: skip
             if dx is not None:
                 if early:
-                    constants = ("identity", False, 0, 0, False, *plan.blocks(x))
-                    numbers = (0.0, 0.0, 1.0, 0)
-                    saved = (x, gamma, None, None, None, None, mean, var)
+                    constants = ("identity", False, *plan.blocks(x))
+                    saved = (x, gamma, None, None, None, mean, var)
                 _backward_apply[plan.grid()](
-                    dr if early else dy, *saved, coefficients, dx, None if early else dr, eps, *numbers,
+                    dr if early else dy, *saved, coefficients, dx, None if early else dr, eps, a, b,
                     *plan.matrix(), *constants, num_warps=plan.warps,
                 )  # fmt: skip
-    if through and needs[3]:
+    if identity and needs[3]:
         dr = dy.to(dtypes[3])
     return [layout.restored(dx), dgamma, dbeta, layout.restored(dr)]
 
@@ -315,27 +304,25 @@ def normalize_backward(
     layout: Layout, plan: Plan,
     dy: Tensor,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    y: Tensor | None, seed: Tensor | None, p: float,
-    eps: float, activation: str, parameters: tuple[float, ...], output: bool,
+    y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
     needs: Sequence[bool], dtypes: Dtypes,
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr, dmean, dvar] of :func:`apply`, as :func:`backward`: one sweep, and a reduction where needed."""
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     vectors: list[Any] = [_vector(t) for t in (gamma, beta, mean, var)]
     gamma, beta, mean, var = vectors
-    through = activation == "identity" and p == 0  # dz is dy
+    identity = activation == "identity"
     dx = _new(x, dtypes[0], needs[0])
-    dr = _new(x, dtypes[3], needs[3] and not through)
+    dr = _new(x, dtypes[3], needs[3] and not identity)
     of_channels = [_new(mean, dtypes[i], needs[i]) for i in (1, 2, 4, 5)]
-    scale, *drawn = _drawn(layout, seed, p)
-    saved = (x, gamma, beta, residual, y, seed, mean, var)
-    constants = (activation, output, *drawn, *plan.blocks(x))
-    numbers = (*_pair(parameters), scale, layout.points)
+    saved = (x, gamma, beta, residual, y, mean, var)
+    constants = (activation, output, *plan.blocks(x))
+    a, b = _pair(parameters)
     with device_of(x):
         if any(t is not None for t in of_channels):
             partial = torch.empty((2, plan.splits, plan.channels), dtype=torch.float32, device=x.device)
             _reduce[plan.groups_grid()](
-                dy, *saved, dx, dr, partial, eps, *numbers, *plan.reduction(),
+                dy, *saved, dx, dr, partial, eps, a, b, *plan.reduction(),
                 plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
@@ -344,9 +331,9 @@ def normalize_backward(
             )  # fmt: skip
         elif dx is not None or dr is not None:
             _backward_apply[plan.grid()](
-                dy, *saved, None, dx, dr, eps, *numbers, *plan.matrix(), *constants, num_warps=plan.warps
+                dy, *saved, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=plan.warps
             )  # fmt: skip
-    if through and needs[3]:
+    if identity and needs[3]:
         dr = dy.to(dtypes[3])
     dgamma, dbeta, dmean, dvar = of_channels
     return [layout.restored(dx), dgamma, dbeta, layout.restored(dr), dmean, dvar]
@@ -359,19 +346,12 @@ def _targets() -> Iterator[dict[str, Any]]:
         **dict.fromkeys(("X", "R", "Y", "S", "DY", "DX", "DR"), x),
         **dict.fromkeys(("GAMMA", "BETA", "MEAN", "REST", "VAR", "PARTIAL", "COEFFICIENTS"), s),
         **dict.fromkeys(("DGAMMA", "DBETA", "DMEAN", "DVAR"), s),
-        **dict.fromkeys(("eps", "n", "a", "b", "scale"), "fp32"),
-        **dict.fromkeys(
-            ("points", "rows", "columns", "channels", "across", "groups", "steps", "tiles", "splits"), "i32"
-        ),
-        "SEED": "*i64",
+        **dict.fromkeys(("eps", "n", "a", "b"), "fp32"),
+        **dict.fromkeys(("rows", "columns", "channels", "across", "groups", "steps", "tiles", "splits"), "i32"),
     }
-    drop_16: dict[str, Any] = {"THRESHOLD": 2**15, "BITS": 16, "LAST": False}
-    drop_32: dict[str, Any] = {"THRESHOLD": 2**31, "BITS": 32, "LAST": False}
 
     def target(name: str, kernel: Any, absent: str = "", wide: bool = True, **constants: Any) -> dict[str, Any]:
         constants |= dict.fromkeys(absent.split())
-        if "BITS" in kernel.arg_names and "BITS" not in constants:
-            constants |= {"SEED": None, "THRESHOLD": 0, "BITS": 0, "LAST": False}
         given = {name: types[name] for name in kernel.arg_names if name not in constants}
         return {
             "name": f"batch_norm.{name}", "kernel": kernel, "types": given, "constants": constants, "num_warps": 4,
@@ -397,14 +377,6 @@ def _targets() -> Iterator[dict[str, Any]]:
         yield target(f"backward_apply gelu residual, {kind}", _backward_apply, "S", **gelu, **blocks)
         yield target(f"backward_whole relu, {kind}", _backward_whole, "R S DR DMEAN DVAR", **relu, **blocks)
         yield target(f"backward_whole gelu residual, {kind}", _backward_whole, "S", **gelu, **blocks)
-        yield target(f"apply relu dropout, {kind}", _apply, "R", KEY="relu", **drop_16, **blocks)
-        yield target(f"forward_whole gelu residual dropout, {kind}", _forward_whole, KEY="gelu", **drop_32, **blocks)
-        yield target(f"reduce gelu dropout, {kind}", _reduce, "R S DX DR", **gelu, **drop_16, **blocks)
-        yield target(f"backward_apply gelu dropout, {kind}", _backward_apply, "R S DR", **gelu, **drop_16, **blocks)
-        yield target(f"backward_whole gelu residual dropout, {kind}", _backward_whole, "S", **gelu, **drop_32, **blocks)
-    last = {**rows, **drop_16, "LAST": True}
-    yield target("apply relu dropout, channels last", _apply, "R", KEY="relu", **last)
-    yield target("reduce gelu dropout, channels last", _reduce, "R S DX DR", **gelu, **last)
     yield target("merge", _merge, "REST", wide=False, **splits)
     yield target("merge, exact mean", _merge, wide=False, **splits)
     yield target("finish", _finish, "DMEAN DVAR", wide=False, GIVEN=False, **splits)

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from . import activation as act
-from . import random
 from .cast import IN_INTERPRETER, cast
 from .elementwise import _times
 
@@ -180,31 +179,12 @@ def _pre_activation(d, k, beta, R, i, inside):
 
 
 @triton.jit
-def _dropped(
-    t, SEED, i, scale, channels, points, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr
-):  # fmt: skip
-    """keep · t · scale; without a mask (BITS = 0) scale alone. A product, so that NaN stays NaN, as in torch.
-
-    The mask is that of the element's index in the order of dimensions, which of (N, points, channels) data (LAST) is
-    not the offset i.
-    """
-    if BITS == 0:
-        return t * scale
-    else:
-        if LAST:
-            row = i // channels
-            i = ((row // points) * channels + i % channels) * points + row % points
-        return t * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
-
-
-@triton.jit
 def _dz(
-    DY, S, R, SEED, d, k, beta, i, inside, a, b, scale, channels, points,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
-    dtype: tl.constexpr,
+    DY, S, R, d, k, beta, i, inside, a, b,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """keep · dy · scale · f′, from the saved y (S), or from z computed again: then f(z) is rounded as y was."""
-    dy = _dropped(_load(DY, i, inside), SEED, i, scale, channels, points, THRESHOLD, BITS, LAST)
+    """dy · f′, from the saved y (S), or from z computed again: then y is f(z) rounded to its dtype, as it was."""
+    dy = _load(DY, i, inside)
     if KEY == "identity":
         return dy
     else:
@@ -219,9 +199,9 @@ def _dz(
 
 @triton.jit
 def _sums(
-    DY, X, S, R, SEED, DX, DR, mean, k, beta, a, b, scale, points,
+    DY, X, S, R, DX, DR, mean, k, beta, a, b,
     group, first, last, rows, columns, channels, across,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Σ dz and Σ dz (x - mean) of each channel in the tiles first ... last - 1; stores dr, and dx = k dz, if asked."""
@@ -231,8 +211,7 @@ def _sums(
         i, inside, _count = _tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
         d = _load(X, i, inside) - mean[None, :]
         dz = _dz(
-            DY, S, R, SEED, d, k[None, :], beta[None, :], i, inside, a, b, scale, channels, points,
-            KEY, OUTPUT, THRESHOLD, BITS, LAST, X.dtype.element_ty,
+            DY, S, R, d, k[None, :], beta[None, :], i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty
         )  # fmt: skip
         total += dz
         dot += tl.where(inside, dz * d, 0.0)
@@ -327,8 +306,8 @@ def _merge(
 
 @triton.jit
 def _apply(
-    X, GAMMA, BETA, R, SEED, MEAN, VAR, Y, eps, a, b, scale, points, rows, columns, channels, across,
-    KEY: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    X, GAMMA, BETA, R, MEAN, VAR, Y, eps, a, b, rows, columns, channels, across,
+    KEY: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     i, inside, c, known = _matrix_tile(
@@ -338,14 +317,13 @@ def _apply(
     beta = _optional(BETA, c, known, 0.0)
     d = _load(X, i, inside) - _spread(_load(MEAN, c, known), PLANES)
     z = _pre_activation(d, _spread(k, PLANES), _spread(beta, PLANES), R, i, inside)
-    y = _dropped(act.forward(z, KEY, a, b), SEED, i, scale, channels, points, THRESHOLD, BITS, LAST)
-    tl.store(Y + i, cast(y, Y.dtype.element_ty), mask=inside)
+    tl.store(Y + i, cast(act.forward(z, KEY, a, b), Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _forward_whole(
-    X, GAMMA, BETA, R, SEED, MEAN, VAR, Y, eps, a, b, scale, points, rows, columns, channels, across, tiles,
-    KEY: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    X, GAMMA, BETA, R, MEAN, VAR, Y, eps, a, b, rows, columns, channels, across, tiles,
+    KEY: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Statistics and y of a whole group."""
@@ -363,8 +341,7 @@ def _forward_whole(
     for t in range(first, last):
         i, inside, _count = _tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
         z = _pre_activation(_load(X, i, inside) - mean[None, :], k[None, :], beta[None, :], R, i, inside)
-        y = _dropped(act.forward(z, KEY, a, b), SEED, i, scale, channels, points, THRESHOLD, BITS, LAST)
-        tl.store(Y + i, cast(y, Y.dtype.element_ty), mask=inside)
+        tl.store(Y + i, cast(act.forward(z, KEY, a, b), Y.dtype.element_ty), mask=inside)
 
 
 # Backward.
@@ -372,9 +349,9 @@ def _forward_whole(
 
 @triton.jit
 def _reduce(
-    DY, X, GAMMA, BETA, R, S, SEED, MEAN, VAR, DX, DR, PARTIAL, eps, a, b, scale, points,
+    DY, X, GAMMA, BETA, R, S, MEAN, VAR, DX, DR, PARTIAL, eps, a, b,
     rows, columns, channels, across, groups, steps, tiles, splits,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A split of a group: Σ dz and Σ dz (x - mean); dr, and the dx of given statistics, in the same sweep."""
@@ -383,9 +360,9 @@ def _reduce(
     mean = _load(MEAN, c, known)
     k = _optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps)
     total, dot = _sums(
-        DY, X, S, R, SEED, DX, DR, mean, k, _optional(BETA, c, known, 0.0), a, b, scale, points,
+        DY, X, S, R, DX, DR, mean, k, _optional(BETA, c, known, 0.0), a, b,
         group, first, last, rows, columns, channels, across,
-        KEY, OUTPUT, THRESHOLD, BITS, LAST, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE,
+        KEY, OUTPUT, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE,
     )  # fmt: skip
     tl.store(PARTIAL + split * channels + c, total, mask=known)
     tl.store(PARTIAL + (splits + split) * channels + c, dot, mask=known)
@@ -419,9 +396,8 @@ def _finish(
 
 @triton.jit
 def _backward_apply(
-    DY, X, GAMMA, BETA, R, S, SEED, MEAN, VAR, COEFFICIENTS, DX, DR, eps, a, b, scale, points,
-    rows, columns, channels, across,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    DY, X, GAMMA, BETA, R, S, MEAN, VAR, COEFFICIENTS, DX, DR, eps, a, b, rows, columns, channels, across,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     i, inside, c, known = _matrix_tile(
@@ -430,10 +406,7 @@ def _backward_apply(
     k = _spread(_optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps), PLANES)
     beta = _spread(_optional(BETA, c, known, 0.0), PLANES)
     d = _load(X, i, inside) - _spread(_load(MEAN, c, known), PLANES)
-    dz = _dz(
-        DY, S, R, SEED, d, k, beta, i, inside, a, b, scale, channels, points,
-        KEY, OUTPUT, THRESHOLD, BITS, LAST, X.dtype.element_ty,
-    )  # fmt: skip
+    dz = _dz(DY, S, R, d, k, beta, i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty)
     if COEFFICIENTS is not None:
         shift = _spread(_load(COEFFICIENTS, c, known), PLANES)
         slope = _spread(_load(COEFFICIENTS + channels, c, known), PLANES)
@@ -448,9 +421,9 @@ def _backward_apply(
 
 @triton.jit
 def _backward_whole(
-    DY, X, GAMMA, BETA, R, S, SEED, MEAN, VAR, DX, DR, DGAMMA, DBETA, DMEAN, DVAR, eps, n, a, b, scale, points,
+    DY, X, GAMMA, BETA, R, S, MEAN, VAR, DX, DR, DGAMMA, DBETA, DMEAN, DVAR, eps, n, a, b,
     rows, columns, channels, across, tiles,
-    KEY: tl.constexpr, OUTPUT: tl.constexpr, THRESHOLD: tl.constexpr, BITS: tl.constexpr, LAST: tl.constexpr,
+    KEY: tl.constexpr, OUTPUT: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a whole group, in training."""
@@ -461,9 +434,9 @@ def _backward_whole(
     k = _optional(GAMMA, c, known, 1.0) * s
     beta = _optional(BETA, c, known, 0.0)
     total, dot = _sums(
-        DY, X, S, R, SEED, None, None if DX is not None else DR, mean, k, beta, a, b, scale, points,
+        DY, X, S, R, None, None if DX is not None else DR, mean, k, beta, a, b,
         group, first, last, rows, columns, channels, across,
-        KEY, OUTPUT, THRESHOLD, BITS, LAST, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE,
+        KEY, OUTPUT, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE,
     )  # fmt: skip
     shift, slope = _finished(total, dot, s, k, c, known, n, DGAMMA, DBETA, DMEAN, DVAR, False)
     if DX is not None:
@@ -473,8 +446,7 @@ def _backward_whole(
             )
             d = _load(X, i, inside) - mean[None, :]
             dz = _dz(
-                DY, S, R, SEED, d, k[None, :], beta[None, :], i, inside, a, b, scale, channels, points,
-                KEY, OUTPUT, THRESHOLD, BITS, LAST, X.dtype.element_ty,
+                DY, S, R, d, k[None, :], beta[None, :], i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty
             )  # fmt: skip
             dx = _fma(k[None, :], dz, _fma(slope[None, :], d, shift[None, :]))
             tl.store(DX + i, cast(dx, DX.dtype.element_ty), mask=inside)

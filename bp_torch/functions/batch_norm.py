@@ -115,17 +115,18 @@ def _result_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 
 def _triton(x: Tensor, mask: Tensor | None, *others: Tensor | None) -> ModuleType | None:
-    """The Triton kernels, where they shall run."""
+    """The Triton kernels, where they shall run. Dropout is a pass of its own there: drawing masks inside the reductions
+    made them spill registers.
+    """
     return plain_kernels(x, *others) if x.numel() > 0 and may_draw(mask) else None
 
 
 def _triton_arguments(ctx: Any, *saved: Any) -> tuple[Any, ...]:
     """What the kernels of backward are given after the gradients: y is computed again where that reads less."""
-    *inputs, y, mask = saved
+    *inputs, y, _ = saved
     by_output = _by_output(ctx.activation, ctx.parameters)
     y = y if ctx.gated or ctx.dtypes[3] is not None else None
-    constants = ctx.p, ctx.eps, ctx.activation, ctx.parameters, by_output, ctx.needs_input_grad, ctx.dtypes
-    return *inputs, y, mask, *constants
+    return *inputs, y, ctx.eps, ctx.activation, ctx.parameters, by_output, ctx.needs_input_grad, ctx.dtypes
 
 
 # While no graph is recorded, ATen's CPU kernels do several of the passes below in one.
@@ -239,11 +240,11 @@ def _dz(ctx: Any, dy: Tensor, *saved: Any) -> Tensor:
 
 def _f_prime_from(ctx: Any, *saved: Any) -> Tensor:
     """What f′ is computed from: y, or z or f(z) computed again."""
-    *inputs, y, _ = saved
+    x, gamma, beta, residual, mean, var, y, _ = saved
     if y is not None:
         kept: Tensor = y
         return kept
-    z = _pre_activation(*inputs, ctx.eps)
+    z = _pre_activation(x, gamma, beta, residual, mean, var, ctx.eps)
     by_output = _by_output(ctx.activation, ctx.parameters)
     return _activate(z, ctx.activation, ctx.parameters) if by_output else z
 
@@ -314,7 +315,8 @@ class BatchNormFunction(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         triton = _triton(x, mask, gamma, beta, residual)
         if triton is not None:
-            return triton.batch_norm.forward(x, gamma, beta, residual, mask, p, eps, activation, parameters)
+            a, mean, var = triton.batch_norm.forward(x, gamma, beta, residual, eps, activation, parameters)
+            return drop(a, mask, p), mean, var
         if _fused(x):
             z, mean, var = _fused_forward(x, gamma, beta, residual, eps)
         else:
@@ -338,9 +340,9 @@ class BatchNormFunction(Function):
             dz = None if dy is None else _dz(ctx, dy, *saved)
             dbeta = None if dz is None or not ctx.needs_input_grad[2] else dz.sum(_dims(dz))
             return *_results(ctx, None, None, dbeta, dz), None, None, None, None, None
-        triton = None if dy is None else _triton(x, mask, dy, dmean, dvar, *saved[1:-1])
-        if triton is not None:
-            gradients = triton.batch_norm.backward(dy, dmean, dvar, *_triton_arguments(ctx, *saved))
+        if dy is not None and (triton := _triton(x, mask, dy, dmean, dvar, *saved[1:-1])) is not None:
+            da = drop(dy, mask, ctx.p)
+            gradients = triton.batch_norm.backward(da, dmean, dvar, *_triton_arguments(ctx, *saved))
             return *gradients, None, None, None, None, None
         dz = torch.zeros_like(_wide(x)) if dy is None else _dz(ctx, dy, *saved)
         if _fused(x, dz) and dmean is None and dvar is None:
@@ -391,7 +393,8 @@ class NormalizeFunction(Function):
     ) -> Tensor:
         triton = _triton(x, mask, gamma, beta, residual, mean, var)
         if triton is not None:
-            return triton.batch_norm.apply(x, gamma, beta, residual, mean, var, mask, p, eps, activation, parameters)
+            a = triton.batch_norm.apply(x, gamma, beta, residual, mean, var, eps, activation, parameters)
+            return drop(a, mask, p)
         z = _pre_activation(x, gamma, beta, residual, mean, var, eps)
         return _output(x, z, residual, mask, p, activation, parameters)
 
@@ -405,7 +408,8 @@ class NormalizeFunction(Function):
         saved = x, gamma, _, _, mean, var, _, mask = ctx.saved_tensors
         triton = None if x is None else _triton(x, mask, dy, *saved[1:-1])
         if triton is not None:
-            gradients = triton.batch_norm.normalize_backward(dy, *_triton_arguments(ctx, *saved))
+            da = drop(dy, mask, ctx.p)
+            gradients = triton.batch_norm.normalize_backward(da, *_triton_arguments(ctx, *saved))
             return *gradients, None, None, None, None, None
         dz = _dz(ctx, dy, *saved)
         dx = dgamma = dbeta = dmean = dvar = None  # type: Any

@@ -236,7 +236,7 @@ def _activation(call: Call) -> Layer | None:
 
 
 def _batch_norm(call: Call) -> Layer | None:
-    """Batch norm of torch.nn or bp_torch: y = f(γ x̂ + β (+ residual)), x̂ = (x - μ)/√(σ² + ε)."""
+    """Batch norm of torch.nn or bp_torch: y = m/(1 - p) ⊙ f(γ x̂ + β (+ residual)), x̂ = (x - μ)/√(σ² + ε)."""
     module: Any = call.module
     (x,) = _numbers(call, "input")
     assert call.output is not None
@@ -258,7 +258,15 @@ def _batch_norm(call: Call) -> Layer | None:
     name = getattr(module, "activation", None)
     layer.forward += ["z = γ x̂ + β" + ("" if residual is None else " + r"), *([f"a = {name}(z)"] if name else [])]
     a, slope = _f(layer, name, getattr(module, "activation_parameters", {}), layer.z)
-    layer.a, layer.delta = call.output, call.dy.double() * slope
+    # A dropout that convert absorbed has its own mode.
+    drops = module._drops() if getattr(module, "_bp_torch_absorbed", ()) else call.training
+    p, last = getattr(module, "dropout", 0.0) if drops else 0.0, "a" if name else "z"
+    terms, factor = [f"∂L/∂{last}", *([f"{name}′(z)"] if name else [])], torch.ones_like(x)
+    if p > 0:
+        factor = _replay(x, call.rng, lambda: functional.dropout(torch.ones_like(call.inputs["input"]), p, True))
+        layer.forward.append(f"y = m ⊙ {last}/(1 - p)")
+        terms, last = ["∂L/∂y", "m/(1 - p)", *terms[1:]], "y"
+    layer.a, layer.delta = call.output, call.dy.double() * factor * slope
     delta, scale = layer.delta, gamma.reshape(shape) * inverse
     dgamma, dbeta = (delta * hat).sum(over), delta.sum(over)
     if batch:
@@ -266,8 +274,8 @@ def _batch_norm(call: Call) -> Layer | None:
         dx = scale * (delta - delta.mean(over, keepdim=True) - hat * (delta * hat).mean(over, keepdim=True))
     else:
         formula, dx = "dx = γ/√(σ² + ε) δ", scale * delta
-    layer.backward = [f"δ = ∂L/∂a ⊙ {name}′(z)" if name else "δ = ∂L/∂z", "dγ = Σ δ ⊙ x̂", "dβ = Σ δ", formula]
-    layer.check("a" if name else "z", a, call.output)
+    layer.backward = [f"δ = {' ⊙ '.join(terms)}", "dγ = Σ δ ⊙ x̂", "dβ = Σ δ", formula]
+    layer.check(last, a * factor, call.output)
     layer.check("dγ = Σ δ ⊙ x̂", dgamma, call.gradients.get("weight"), delta * hat)
     layer.check("dβ = Σ δ", dbeta, call.gradients.get("bias"), delta)
     layer.check(formula, dx, call.dx.get("input"), scale * delta)
@@ -334,9 +342,8 @@ def _residual(call: Call) -> Layer | None:
 
 
 def _hidden(call: Call) -> Layer | None:
-    """What a hidden layer of `MLP` with batch norm does after its linear layer and its norm: dropout and the sum."""
+    """What a hidden layer of `MLP` with batch norm does after its linear layer and its norm: a residual's sum."""
     module: Any = call.module
-    p = module.dropout if call.training else 0.0
     norm = call.child(module.norm)
     if module.residual and module.dropout > 0:
         layer = _residual_sum(call, "input", norm, norm, "BN")
@@ -345,15 +352,7 @@ def _hidden(call: Call) -> Layer | None:
             total = layer.delta + through.double()
             layer.check("dx = δ + dx of the branch", total, call.dx.get("input"), through)
         return layer
-    if p == 0 or norm.output is None or call.dy is None or call.output is None:
-        return None
-    out = norm.output
-    factor = _replay(out, norm.rng_after, lambda: functional.dropout(torch.ones_like(out), p, True))
-    layer = Layer(call.name, "dropout of the block", ["y = m ⊙ a/(1 - p)"], ["∂L/∂a = ∂L/∂y ⊙ m/(1 - p)"])
-    layer.z, layer.a, layer.delta = out.double(), call.output, call.dy.double() * factor
-    layer.check("y", layer.z * factor, call.output)
-    layer.check(layer.backward[0], layer.delta, norm.dy)
-    return layer
+    return None
 
 
 def _dropout_add(call: Call) -> Layer | None:
