@@ -25,6 +25,9 @@ BATCHES = 3
 DRAWS = 16
 """Losses with dropout that are drawn of both, to compare their means."""
 
+BATCH_NORMS = (bp_torch.nn.BatchNormAct1d, bp_torch.nn.BatchNormAct2d, bp_torch.nn.BatchNormAct3d)
+FUSED = (bp_torch.nn.Dense, *BATCH_NORMS)
+
 
 class Training:
     """One model's weights and batch on the device. Each provider trains a copy."""
@@ -180,9 +183,7 @@ def dropout_fault(net: Module, p: float, run: Callable[[], object]) -> str:
         def hook(module: Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
             if not module.training:
                 return
-            module.eval()
-            base = module(*inputs)
-            module.train()
+            base = undropped(module, inputs)
             checked.append(name)
             there = base != 0
             kept = y != 0
@@ -201,7 +202,7 @@ def dropout_fault(net: Module, p: float, run: Callable[[], object]) -> str:
     handles = [
         module.register_forward_hook(watch(name))
         for name, module in net.named_modules()
-        if isinstance(module, torch.nn.Dropout) or (isinstance(module, bp_torch.nn.Dense) and module.dropout)
+        if isinstance(module, torch.nn.Dropout) or (isinstance(module, FUSED) and module.dropout)
     ]
     try:
         with torch.no_grad():
@@ -210,3 +211,19 @@ def dropout_fault(net: Module, p: float, run: Callable[[], object]) -> str:
         for handle in handles:
             handle.remove()
     return faults[0] if faults else "" if checked else "no layer of the converted model has dropout"
+
+
+def undropped(module: Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What a layer in training gives without its dropout; batch norm still by the statistics of its inputs."""
+    if not isinstance(module, BATCH_NORMS):
+        module.eval()
+        y = module.forward(*inputs)
+        module.train()
+        return y
+    p, buffers = module.dropout, {name: b.clone() for name, b in module.named_buffers()}
+    module.dropout = 0.0
+    y = module.forward(*inputs)
+    module.dropout = p
+    for name, b in module.named_buffers():
+        b.copy_(buffers[name])
+    return y

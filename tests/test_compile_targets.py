@@ -103,11 +103,11 @@ TARGETS = [
 
 def test_faults_are_found(tmp_path: Path) -> None:
     """Narrow accesses, spilled registers, too much shared memory, errors of the compiler and of the list."""
-    (tmp_path / "planted.py").write_text(PLANTED, encoding="utf-8")
+    (tmp_path / "planted_kernels.py").write_text(PLANTED, encoding="utf-8")
     code = (
         "import json, sys; from dataclasses import asdict; from compile_targets import compile_one\n"
         "chips = ('sm_80', 'gfx942')\n"
-        "print(json.dumps([asdict(compile_one(('planted', i, 'fp32', c))) for i in range(5) for c in chips]))"
+        "print(json.dumps([asdict(compile_one(('planted_kernels', i, 'fp32', c))) for i in range(5) for c in chips]))"
     )
     results = run("-c", code, PYTHONPATH=f"{HERE}{os.pathsep}{tmp_path}", TRITON_CACHE_DIR=str(tmp_path / "cache"))
     found = {(r["name"], r["chip"]): " ".join(problems(r)) for r in results}
