@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def table(options: argparse.Namespace) -> dict[str, Callable[[str, torch.dtype],
     quick: Any = () if options.tiny else (options.quick,)
     size = "tiny" if options.tiny else options.device
     for layer in layers.overhead():
-        found[f"overhead {layer.title}"] = lambda device, dtype, layer=layer: Setup.of(layer, device, dtype)  # type: ignore[misc]
+        found[f"overhead {layer.title}"] = partial(Setup.of, layer)
     for layer in getattr(layers, size)(*quick):
-        found[f"layer {layer.title}"] = lambda device, dtype, layer=layer: Setup.of(layer, device, dtype)  # type: ignore[misc]
+        found[f"layer {layer.title}"] = partial(Setup.of, layer)
     for model in getattr(models, size)(*quick):
-        found[f"model {model.title}"] = lambda device, dtype, model=model: Training(model, device, dtype)  # type: ignore[misc]
+        found[f"model {model.title}"] = partial(Training, model)
     return found
 
 

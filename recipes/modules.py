@@ -158,16 +158,12 @@ class Classifier(Task):
 
     def __init__(
         self,
-        network: torch.nn.Module,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: LRSchedulerCallable | None = None,
-        interval: Literal["epoch", "step"] = "epoch",
-        monitor: str = "val_loss",
-        penalty: torch.nn.Module | None = None,
+        *args: Any,
         label_smoothing: float = 0.0,
         class_weight: Literal["balanced"] | list[float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(network, optimizer, schedule, interval, monitor, penalty)
+        super().__init__(*args, **kwargs)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         if isinstance(class_weight, (list, tuple)) and not all(0 <= w < math.inf for w in class_weight):
@@ -252,24 +248,12 @@ class Regressor(Task):
 
     formats: ClassVar[dict[str, str]] = {"rmse": ".4f", "loss": ".4f"}
 
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: LRSchedulerCallable | None = None,
-        interval: Literal["epoch", "step"] = "epoch",
-        monitor: str = "val_loss",
-        penalty: torch.nn.Module | None = None,
-    ) -> None:
-        super().__init__(network, optimizer, schedule, interval, monitor, penalty)
-        self.loss = nn.MSELoss()
-
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.flatten(1))
 
     def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
         x, y = batch
-        return self.loss(self(x).reshape(y.shape), y), {}
+        return functional.mse_loss(self(x).reshape(y.shape), y), {}
 
     def check(self, data: Data) -> None:
         x, y = data.example(2)[:2]

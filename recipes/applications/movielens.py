@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bp_torch import nn
+from bp_torch import functional, nn
 
 from .. import figures
 from ..data import Batches, Data, derive_seed
@@ -283,7 +283,7 @@ class RatingTask(Regressor):
         seen = torch.zeros(len(said), device=said.device)
         seen[: len(y)] = 1
         seen_loss = self.seen_loss(said[:, 1], seen)
-        return self.loss(said[: len(y), 0], y) + self.seen_weight * seen_loss, {"seen_loss": seen_loss}
+        return functional.mse_loss(said[: len(y), 0], y) + self.seen_weight * seen_loss, {"seen_loss": seen_loss}
 
     def both(self, x: Tensor) -> Tensor:
         """r̂ and ŝ, (N, 2)."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -170,17 +169,8 @@ class Burgers(Task):
 
     formats: ClassVar[dict[str, str]] = {"relative L2 error": ".2e", "largest error": ".2e", "loss": ".2e"}
 
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: LRSchedulerCallable | None = None,
-        interval: Literal["epoch", "step"] = "epoch",
-        monitor: str = "val_loss",
-        penalty: torch.nn.Module | None = None,
-        viscosity: float = VISCOSITY,
-    ) -> None:
-        super().__init__(network, optimizer, schedule, interval, monitor, penalty)
+    def __init__(self, *args: Any, viscosity: float = VISCOSITY, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         check_viscosity(viscosity)
         self.viscosity = viscosity
 
