@@ -334,7 +334,7 @@ def test_unseen_pairs_of_a_batch_are_not_training_ratings(films: movielens.Movie
     rated = {(u, f) for u, f in films.splits["train"][0].tolist()}
     x, y, drawn = next(iter(films.train_dataloader()))
     assert x.shape == (512, 2 + movielens.FEATURES)
-    assert 480 < len(drawn) <= 512
+    assert 960 < len(drawn) <= 1024
     assert all((int(u), int(f)) in rated for u, f in x[:, :2].tolist())
     assert not any((int(u), int(f)) in rated for u, f in drawn[:, :2].tolist())
 
@@ -342,12 +342,14 @@ def test_unseen_pairs_of_a_batch_are_not_training_ratings(films: movielens.Movie
 def test_decay_of_embeddings_and_of_dense_layers() -> None:
     network = movielens.RatingNetwork(width=4, hidden_features=[3])
     make = lambda groups: torch.optim.AdamW(groups, weight_decay=3.0)  # noqa: E731
-    task = movielens.RatingTask(network, make, dense_decay=0.02)
+    task = movielens.RatingTask(network, make, dense_decay=0.02, seen_decay=0.3)
     groups = task.make_optimizer(parameter_groups(task)).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decays) == len(list(task.parameters()))
     for name, parameter in network.named_parameters():
-        expected = 0.0 if parameter.ndim == 1 else 0.02 if name.startswith(("dense", "of_features")) else 3.0
+        kinds = {("dense", "of_features", "seen_of_features"): 0.02, ("seen_user", "seen_film"): 0.3}
+        decay = next((decay for names, decay in kinds.items() if name.startswith(names)), 3.0)
+        expected = 0.0 if parameter.ndim == 1 else decay
         assert decays[id(parameter)] == expected, name
 
 
@@ -486,3 +488,15 @@ def test_credit_data_in_full() -> None:
     assert ours["brier"]["mean"] == pytest.approx(0.1379, abs=0.001)
     assert all(found["auc"]["better"] >= 4 for found in results.values())
     assert all(found["auc"]["mean"] < ours["auc"]["mean"] for found in results.values())
+
+
+@pytest.mark.recipes
+@pytest.mark.timeout(3600)
+def test_movielens_in_full() -> None:
+    results = repeat("movielens", "1,2,3,4,5")
+    ours = results.pop(OURS)
+    assert ours["rmse"]["mean"] == pytest.approx(0.8633, abs=0.002)
+    assert ours["ndcg@10"]["mean"] == pytest.approx(0.6173, abs=0.006)
+    assert set(results) == {"biases alone", "matrix factorization", "number of ratings"}
+    for found in results.values():
+        assert all(spread["better"] == 5 for spread in found.values())

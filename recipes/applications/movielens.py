@@ -39,15 +39,17 @@ UNSEEN = 100
 class RatingNetwork(torch.nn.Module):
     """Biases, embeddings of person and film, and dense layers over them.
 
-        (r̂, ŝ) = b_u + c_i + MLP([p, q, p ⊙ q, f]),   p = dropout(P_u),   q = dropout(Q_i + W f)
+        r̂ = b_u + c_i + MLP([p, q, p ⊙ q, f]),   p = dropout(P_u),   q = dropout(Q_i + W f)
+        ŝ = b'_u + c'_i + p' · q',                p' = dropout(P'_u),  q' = dropout(Q'_i + W' f)
 
     with f what is known of the film beside its ratings, so that a film with few ratings is near those of its kind.
-    r̂ is the rating and ŝ the log odds that the person has seen (rated) the film; b_u and c_i have a part for each.
+    r̂ is the rating and ŝ the log odds that the person has seen (rated) the film. Who sees what is far better known
+    than who likes it, so ŝ has embeddings of its own, which need less decay; neither output can harm the other.
 
     Args:
-        width: of p and q.
+        width: of all embeddings.
         hidden_features, activation, dropout, norm: of the dense layers, as in `bp_torch.nn.MLP`.
-        embedding_dropout: the share of p's and q's elements that training sets to zero.
+        embedding_dropout: the share of the elements of p, q, p' and q' that training sets to zero.
         users, films, features: how many there are; the last is the length of f.
 
     Shapes: input (N, 2 + features): person and film, numbers from 0, then f; output (N, 1), r̂; `both` gives
@@ -69,12 +71,13 @@ class RatingNetwork(torch.nn.Module):
         super().__init__()
         self.user_bias, self.film_bias = nn.Embedding(users, 2), nn.Embedding(films, 2)
         self.user, self.film = nn.Embedding(users, width), nn.Embedding(films, width)
-        self.of_features = nn.Linear(features, width)
+        self.seen_user, self.seen_film = nn.Embedding(users, width), nn.Embedding(films, width)
+        self.of_features, self.seen_of_features = nn.Linear(features, width), nn.Linear(features, width)
         self.dropout = nn.Dropout(embedding_dropout)
-        self.dense = nn.MLP(3 * width + features, hidden_features, 2, activation=activation, dropout=dropout, norm=norm)
+        self.dense = nn.MLP(3 * width + features, hidden_features, 1, activation=activation, dropout=dropout, norm=norm)
         for embedding in (self.user_bias, self.film_bias):
             torch.nn.init.zeros_(embedding.weight)
-        for embedding in (self.user, self.film):
+        for embedding in (self.user, self.film, self.seen_user, self.seen_film):
             torch.nn.init.normal_(embedding.weight, std=0.05)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +86,10 @@ class RatingNetwork(torch.nn.Module):
     def both(self, x: Tensor) -> Tensor:
         user, film, features = x[:, 0].long(), x[:, 1].long(), x[:, 2:]
         p, q = self.dropout(self.user(user)), self.dropout(self.film(film) + self.of_features(features))
-        return self.user_bias(user) + self.film_bias(film) + self.dense(torch.cat([p, q, p * q, features], 1))
+        rating = self.dense(torch.cat([p, q, p * q, features], 1))
+        p, q = self.dropout(self.seen_user(user)), self.dropout(self.seen_film(film) + self.seen_of_features(features))
+        seen = (p * q).sum(1, keepdim=True)
+        return self.user_bias(user) + self.film_bias(film) + torch.cat([rating, seen], 1)
 
 
 class MovieLens(Data):
@@ -106,7 +112,7 @@ class MovieLens(Data):
     def __init__(
         self,
         batch_size: int = 512,
-        unseen: int = 1,
+        unseen: int = 2,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         seed: int | None = None,
@@ -242,35 +248,46 @@ class RatingTask(Regressor):
 
     Args:
         seen_weight: ≥ 0; see above. Validation and test losses are those of ratings.
-        dense_decay: ≥ 0; the weight decay of dense layers. The optimizer's is that of embeddings: a film with few
-            ratings must stay near what its genres say, as the penalty of a factorization keeps it.
+        dense_decay, seen_decay: ≥ 0; the weight decay of dense layers, and of P' and Q'. The optimizer's is that of the
+            other embeddings: a film with few ratings must stay near what its genres say, as the penalty of a
+            factorization keeps it.
         The others: as in `Regressor`.
     """
 
     formats: ClassVar[dict[str, str]] = dict.fromkeys(("rmse", "ndcg@10", "precision@10", "recall@10", "loss"), ".4f")
 
-    def __init__(self, *args: Any, seen_weight: float = 0.3, dense_decay: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        seen_weight: float = 1.0,
+        dense_decay: float = 0.01,
+        seen_decay: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        for name, value in (("seen_weight", seen_weight), ("dense_decay", dense_decay)):
+        for name, value in (("seen_weight", seen_weight), ("dense_decay", dense_decay), ("seen_decay", seen_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        self.seen_weight, self.dense_decay = seen_weight, dense_decay
+        self.seen_weight, self.dense_decay, self.seen_decay = seen_weight, dense_decay, seen_decay
         self.make_optimizer = self._decays_apart(self.make_optimizer)
         self.seen_loss = nn.BCEWithLogitsLoss()
 
     def _decays_apart(self, make: OptimizerCallable) -> OptimizerCallable:
-        """Embeddings with the optimizer's weight decay, dense layers with `dense_decay`."""
-        tables = {id(m.weight) for m in self.network.modules() if isinstance(m, torch.nn.Embedding)}
+        """Embeddings with the optimizer's weight decay or `seen_decay`, dense layers with `dense_decay`."""
+        tables = {
+            id(module.weight): {"weight_decay": self.seen_decay} if name.rpartition(".")[2].startswith("seen_") else {}
+            for name, module in self.network.named_modules()
+            if isinstance(module, torch.nn.Embedding)
+        }
+        dense = {"weight_decay": self.dense_decay}
 
         def grouped(groups: Any) -> torch.optim.Optimizer:
             parts = []
             for group in groups:
-                if "weight_decay" in group:
+                if "weight_decay" in group:  # biases
                     parts.append(group)
-                    continue
-                dense = [p for p in group["params"] if id(p) not in tables]
-                parts.append(group | {"params": [p for p in group["params"] if id(p) in tables]})
-                parts.append(group | {"params": dense, "weight_decay": self.dense_decay})
+                else:
+                    parts += [group | {"params": [p]} | tables.get(id(p), dense) for p in group["params"]]
             return make(parts)
 
         return grouped
