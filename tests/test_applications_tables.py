@@ -492,6 +492,17 @@ def test_credit_data_in_full() -> None:
 
 @pytest.mark.recipes
 @pytest.mark.timeout(3600)
+def test_lending_club_in_full() -> None:
+    results = repeat("lending_club", "0,1,2,3,4")
+    ours = results.pop(OURS)
+    assert ours["auc"]["mean"] == pytest.approx(0.7681, abs=0.002)
+    assert ours["brier"]["mean"] == pytest.approx(0.0471, abs=0.0002)
+    assert results["HistGradientBoostingClassifier"]["auc"]["better"] == 5
+    assert all(found["brier"]["better"] >= 4 for found in results.values())
+
+
+@pytest.mark.recipes
+@pytest.mark.timeout(3600)
 def test_movielens_in_full() -> None:
     results = repeat("movielens", "1,2,3,4,5")
     ours = results.pop(OURS)
