@@ -33,15 +33,15 @@ def _over_epochs(figure: Figure, position: tuple[int, int, int], title: str, yla
 
 def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
     """Each metric of the training and validation splits by epoch, with the test result at the best epoch."""
-    metrics = [name.removeprefix("val_") for name in rows[0] if name.startswith("val_")]
+    validated = [row for row in rows if any(name.startswith("val_") for name in row)]
+    metrics = [name.removeprefix("val_") for name in validated[0] if name.startswith("val_")]
     metrics = sorted((name for name in metrics if f"train_{name}" in rows[0]), key=lambda name: name != "loss")
     figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
     for place, metric in enumerate(metrics, 1):
         axes = _over_epochs(figure, (1, len(metrics), place), metric.capitalize(), metric)
-        train, val = ([row[f"{split}_{metric}"] for row in rows] for split in ("train", "val"))
-        axes.plot(epochs, train, color=TRAIN, label="training (augmentation and dropout on)")
-        axes.plot(epochs, val, color=VAL, label="validation")
+        train, val = [row[f"train_{metric}"] for row in rows], [row[f"val_{metric}"] for row in validated]
+        axes.plot([row["epoch"] for row in rows], train, color=TRAIN, label="training (augmentation and dropout on)")
+        axes.plot([row["epoch"] for row in validated], val, color=VAL, label="validation")
         axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
         if metric in test:
             text = f"{test[metric]:.2%}" if metric == "accuracy" else f"{test[metric]:.4f}"

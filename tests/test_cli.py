@@ -183,6 +183,21 @@ def test_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     assert "add --seed_everything 0" in capsys.readouterr().err
 
 
+def test_validation_every_second_epoch() -> None:
+    """Epochs without one have no validation numbers, are never the best, and end no run; resuming keeps all that."""
+    every = ["--trainer.check_val_every_n_epoch", "2", "--early_stopping.patience", "1", "--report", "true"]
+    assert cli.main(["fit", *QUICK, *every, "--trainer.max_epochs", "3"]) == 0
+    assert cli.main(["fit", *QUICK, *every, "--trainer.max_epochs", "5", "--ckpt_path", "last"]) == 0
+    run = Path("runs/digits/version_0")
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["val_loss"]) for row in rows] == [False, True, False, True, False]
+    assert all(row["train_loss"] for row in rows)
+    losses = {epoch: float(rows[epoch - 1]["val_loss"]) for epoch in (2, 4)}
+    assert f"epochs run | 5, the best was {min(losses, key=losses.__getitem__)} |" in (run / "report.md").read_text()
+    assert (run / "figures" / "curves.png").stat().st_size > 5000
+
+
 def test_fast_dev_run_leaves_nothing_behind() -> None:
     assert cli.main(["fit", *QUICK, "--trainer.fast_dev_run", "true"]) == 0
     assert not [path for path in Path("runs").rglob("*") if path.is_file()]

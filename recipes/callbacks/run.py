@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import random
 import time
@@ -94,7 +95,7 @@ class History(Callback):
 
     `rates` are the learning rates of the first parameter group by optimizer step, as (steps before it, rate).
     The rows travel in the checkpoint, so a resumed run has the epochs before the kill. They are also written, after
-    each epoch, to `metrics.csv` in the folder of the run.
+    each epoch, to `metrics.csv` in the folder of the run. An epoch without validation has no `val_` numbers.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,10 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("lr", self.learning_rate)
-        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        current = sorted(trainer.callback_metrics.items())
+        if not validates(trainer):  # Lightning still has those of the last validation
+            current = [(name, value) for name, value in current if not name.startswith("val_")]
+        metrics = {name: float(value) for name, value in current}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         self.rows.append(row | metrics | {"seconds": time.monotonic() - self.started})
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -132,8 +136,15 @@ class History(Callback):
         self.rates = [(int(step), rate) for step, rate in state_dict.get("rates", torch.empty(0, 2)).tolist()]
 
 
+def validates(trainer: Trainer) -> bool:
+    """Whether this epoch has, or will have, a validation: `check_val_every_n_epoch` may leave some without."""
+    every = trainer.check_val_every_n_epoch
+    return trainer.enable_validation and (every is None or (trainer.current_epoch + 1) % every == 0)
+
+
 def require_metric(trainer: Trainer, key: str, name: str) -> None:
-    if name not in trainer.callback_metrics:
+    """Refuse a name that no metric has, when all should be there: in an epoch with validation."""
+    if name not in trainer.callback_metrics and (validates(trainer) or not trainer.enable_validation):
         known = ", ".join(sorted(trainer.callback_metrics))
         raise ConfigError(f"{key}: no metric is called {name!r}; there are {known}")
 
@@ -175,7 +186,7 @@ class Checkpoints(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         require_metric(trainer, "checkpoints.monitor", self.monitor)
-        score = float(trainer.callback_metrics[self.monitor])
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         if score < self.best_score if self.mode == "min" else score > self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch + 1
             trainer.save_checkpoint(self.best_model_path, weights_only=False)
