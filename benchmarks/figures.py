@@ -42,25 +42,32 @@ def draw(results: report.Results, folder: Path) -> list[Path]:
 
 
 def ratios(axes: Axes, groups: dict[str, dict[str, Any]]) -> None:
-    """A bar for each layer and provider: how many times as fast as torch.nn."""
+    """A bar for each layer and provider: how many times as fast as torch.nn; to the right faster, to the left slower.
+
+    The axis is logarithmic, so that twice as fast is as long as half as fast.
+    """
     providers = [name for name in ("bp_torch", "compile", "max-autotune") if any(name in g for g in groups.values())]
     height = 0.8 / max(1, len(providers))
-    limit = 1.15 * max((row["speedup"] or 0 for g in groups.values() for row in g.values()), default=1)
+    speedups = [row["speedup"] for g in groups.values() for row in g.values() if row["speedup"]]
+    low, high = min([0.7, *speedups]) / 1.35, max([1.4, *speedups]) * 1.35
     for place, rows in enumerate(groups.values()):
         for index, provider in enumerate(providers):
             row, y = rows.get(provider), place + (index - (len(providers) - 1) / 2) * height
             if row is None:
                 continue
-            value = row["speedup"] or 0
-            axes.barh(y, value, 0.9 * height, color=COLORS[provider])
-            text = f"{value:.2f}" if row["status"] == "measured" else row["status"]
-            axes.text(value + 0.01 * limit, y, text, va="center", fontsize=7, color=COLORS[provider])
+            value = row["speedup"] or 1
+            axes.barh(y, value - 1, 0.9 * height, left=1, color=COLORS[provider])
+            text, slower = f"{value:.2f}" if row["status"] == "measured" else row["status"], value < 1
+            place_of_text = {"x": value / 1.02 if slower else value * 1.02, "ha": "right" if slower else "left"}
+            axes.text(y=y, s=text, va="center", fontsize=7, color=COLORS[provider], **place_of_text)
     for provider in providers:
-        axes.barh(0, 0, color=COLORS[provider], label=LABELS.get(provider, provider))
+        axes.barh(0, 0, left=1, color=COLORS[provider], label=LABELS.get(provider, provider))
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, limit)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.figure.supxlabel(
         "times as fast as torch.nn: a layer's forward + backward, a model's training step", fontsize=8
     )
