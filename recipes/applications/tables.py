@@ -40,6 +40,21 @@ def check_fractions(batch_size: int, val_fraction: float, test_fraction: float |
         raise ValueError(f"val_fraction + test_fraction must be below 1, got {sum(shares.values())}")
 
 
+def quantile_edges(x: Tensor, bins: int) -> Tensor:
+    """The quantiles b₀ ≤ ... ≤ b_T of each column of x, (N, columns) float64: (columns, T + 1), without NaN."""
+    return torch.nanquantile(x, torch.linspace(0, 1, bins + 1, dtype=torch.float64), 0).T
+
+
+def piecewise_linear(x: Tensor, edges: Tensor) -> Tensor:
+    """e_t = clip((x - b_{t-1}) / (b_t - b_{t-1}), 0, 1), t = 1 ... T: (N, columns) to (N, columns · T), float64.
+
+    `edges` are (columns, T + 1), rising. Where b_{t-1} = b_t, e_t is the step from 0 to 1 at b_t.
+    """
+    x, low, high = x[..., None], edges[:, :-1], edges[:, 1:]
+    inside = (x - low) / torch.where(low < high, high - low, 1.0)
+    return torch.where(low < high, inside.clamp(0, 1), (x >= high).double()).flatten(1)
+
+
 class Encoder:
     """What a network sees of a table's row: four blocks of features, all fitted on training rows.
 
@@ -73,8 +88,7 @@ class Encoder:
         filled = torch.where(x.isnan(), self.median, x)
         deviation = filled.std(0, correction=0)
         self.mean, self.deviation = filled.mean(0), torch.where(deviation > 0, deviation, 1.0)
-        levels = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)
-        self.edges = torch.nanquantile(torch.where(x.isnan().all(0), 0.0, x), levels, 0).T  # (numbers, T + 1)
+        self.edges = quantile_edges(torch.where(x.isnan().all(0), 0.0, x), self.bins)
         self.centre = torch.zeros(self.features)
         self.centre = self(rows).mean(0)
         return self
@@ -86,9 +100,7 @@ class Encoder:
         x = torch.where(missing, self.median, x)
         blocks = [((x - self.mean) / self.deviation).clamp(-4, 4)]
         if self.bins:
-            low, high = self.edges[:, :-1], self.edges[:, 1:]
-            inside = (x[..., None] - low) / (high - low).clamp_min(1e-12)
-            blocks.append(torch.where(low == high, (x[..., None] >= high).double(), inside.clamp(0, 1)).flatten(1))
+            blocks.append(piecewise_linear(x, self.edges))
         blocks.append(missing)
         blocks += [torch.nn.functional.one_hot(c, width) for c, width in zip(codes.T, self.widths, strict=True)]
         return torch.cat([block.float() for block in blocks], 1) - self.centre
