@@ -189,7 +189,8 @@ Models = dict[str, tuple[np.ndarray, str]]
 def baseline_probabilities(data: Any) -> Models:
     """What the baselines said for the test split, if they were fitted, each with a colour."""
     fitted = getattr(data, "baseline_probabilities", {})
-    return {name: (p, colour) for (name, p), colour in zip(fitted.items(), (VAL, TEST, "tab:purple"), strict=False)}
+    colours = (VAL, TEST, "tab:purple", "tab:brown")
+    return {name: (p, colour) for (name, p), colour in zip(fitted.items(), colours, strict=False)}
 
 
 def roc_figure(y: np.ndarray, models: Models, found: str) -> Figure:
