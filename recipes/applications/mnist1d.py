@@ -8,6 +8,7 @@ training rows and 1,000 test rows come from its generator and its seed, and are 
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 
@@ -128,20 +129,65 @@ class RandomSignal(Augmentation):
         self.shift, self.width, self.height, self.tilt, self.noise = shift, width, height, tilt, noise
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, length = x.shape
-        u = torch.empty(4, n, 1, 1).uniform_(-1, 1, generator=generator).to(x)
-        place = torch.arange(length, dtype=x.dtype, device=x.device) - (length - 1) / 2
-        ramp = place / (length - 1)
-        line = (x[..., -3:].mean(-1, keepdim=True) - x[..., :3].mean(-1, keepdim=True)) * ramp
-        position = place * (self.width * u[1]).exp() + (length - 1) / 2 - self.shift * u[0]
-        before = position.floor()
-        share = position - before
-        left = before.long().remainder(length).expand(x.shape)
-        right = (left + 1).remainder(length)
-        x = x - line
-        x = x.gather(-1, left) * (1 - share) + x.gather(-1, right) * share
+        u = torch.empty(4, len(x), 1, 1).uniform_(-1, 1, generator=generator).to(x)
+        moved, line, ramp = move(x, self.shift * u[0], (self.width * u[1]).exp())
         noise = torch.randn(x.shape, generator=generator).to(x)
-        return x * (1 + self.height * u[2]) + line + self.tilt * u[3] * ramp + self.noise * noise
+        return moved * (1 + self.height * u[2]) + line + self.tilt * u[3] * ramp + self.noise * noise
+
+
+def move(x: Tensor, shift: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Signals (N, channels, length) without their line, x(width · s - shift); the line; and s / length.
+
+    `shift`, in samples, and `width` are (N or 1, 1, 1). `RandomSignal` has the formula.
+    """
+    length = x.shape[-1]
+    place = torch.arange(length, dtype=x.dtype, device=x.device) - (length - 1) / 2
+    ramp = place / (length - 1)
+    line = (x[..., -3:].mean(-1, keepdim=True) - x[..., :3].mean(-1, keepdim=True)) * ramp
+    position = place * width + (length - 1) / 2 - shift
+    before = position.floor()
+    share = position - before
+    left = before.long().remainder(length).expand(x.shape)
+    right = (left + 1).remainder(length)
+    x = x - line
+    return x.gather(-1, left) * (1 - share) + x.gather(-1, right) * share, line, ramp
+
+
+class Views(torch.nn.Module):
+    """A network that is asked, in evaluation mode, about each signal moved and widened, and averages what it says.
+
+        training      forward(x) = network(x)
+        evaluation    softmax(forward(x)) = mean over shifts a and widths b of softmax(network(x moved by a, b))
+
+    A move is `RandomSignal`'s with a as shift and exp(b) as width. It gives the same before and after `MNIST1D`
+    standardizes, because it is linear and keeps constants.
+
+    Args:
+        network: from signals (N, length) to logits (N, classes).
+        shift: moves are -shift, ..., shift samples, all the whole numbers; ≥ 0.
+        widths: logarithms of the changes of width; not empty.
+    """
+
+    moves: Tensor
+
+    def __init__(self, network: torch.nn.Module, shift: int = 0, widths: Sequence[float] = (0.0,)) -> None:
+        super().__init__()
+        if shift < 0:
+            raise ValueError(f"shift must be at least 0, got {shift}")
+        if not widths:
+            raise ValueError("widths must not be empty")
+        self.network = network
+        moves = [(a, b) for a in range(-shift, shift + 1) for b in widths]
+        self.register_buffer("moves", torch.tensor(moves, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.network(x)
+        said = []
+        for shift, width in self.moves.to(x):
+            moved, line, _ = move(x[:, None], shift.view(1, 1, 1), width.exp().view(1, 1, 1))
+            said.append(self.network((moved + line)[:, 0]).log_softmax(1))
+        return torch.stack(said).logsumexp(0) - math.log(len(said))
 
 
 class SignalCNN(torch.nn.Sequential):
