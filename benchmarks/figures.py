@@ -58,8 +58,8 @@ def ratios(axes: Axes, groups: dict[str, dict[str, Any]]) -> None:
             value = row["speedup"] or 1
             axes.barh(y, value - 1, 0.9 * height, left=1, color=COLORS[provider])
             text, slower = f"{value:.2f}" if row["status"] == "measured" else row["status"], value < 1
-            place_of_text = {"x": value / 1.02 if slower else value * 1.02, "ha": "right" if slower else "left"}
-            axes.text(y=y, s=text, va="center", fontsize=7, color=COLORS[provider], **place_of_text)
+            x, side = (value / 1.02, "right") if slower else (value * 1.02, "left")
+            axes.text(x, y, text, va="center", ha=side, fontsize=7, color=COLORS[provider])
     for provider in providers:
         axes.barh(0, 0, left=1, color=COLORS[provider], label=LABELS.get(provider, provider))
     axes.axvline(1, color="black", linewidth=0.8)

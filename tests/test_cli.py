@@ -185,7 +185,8 @@ def test_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_validation_every_second_epoch() -> None:
     """Epochs without one have no validation numbers, are never the best, and end no run; resuming keeps all that."""
-    every = ["--trainer.check_val_every_n_epoch", "2", "--early_stopping.patience", "1", "--report", "true"]
+    every = ["--trainer.check_val_every_n_epoch", "2", "--checkpoints.monitor", "val_loss", "--report", "true"]
+    every += ["--early_stopping.patience", "1"]
     assert cli.main(["fit", *QUICK, *every, "--trainer.max_epochs", "3"]) == 0
     assert cli.main(["fit", *QUICK, *every, "--trainer.max_epochs", "5", "--ckpt_path", "last"]) == 0
     run = Path("runs/digits/version_0")
@@ -196,6 +197,16 @@ def test_validation_every_second_epoch() -> None:
     losses = {epoch: float(rows[epoch - 1]["val_loss"]) for epoch in (2, 4)}
     assert f"epochs run | 5, the best was {min(losses, key=losses.__getitem__)} |" in (run / "report.md").read_text()
     assert (run / "figures" / "curves.png").stat().st_size > 5000
+
+
+def test_without_a_metric_to_rank_by_the_last_epoch_is_tested() -> None:
+    assert cli.main(["fit", *QUICK, "--trainer.max_epochs", "3", "--checkpoints.monitor", "null"]) == 0
+    best, last = (
+        torch.load(f"runs/digits/version_0/checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last")
+    )
+    assert best["epoch"] == last["epoch"] == 2
+    assert all(torch.equal(best["state_dict"][name], value) for name, value in last["state_dict"].items())
+    assert best["callbacks"]["Checkpoints"]["best_epoch"] == 3
 
 
 def test_fast_dev_run_leaves_nothing_behind() -> None:

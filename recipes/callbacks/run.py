@@ -166,11 +166,14 @@ class EarlyStopping(LightningEarlyStopping):
 class Checkpoints(Checkpoint):
     """After each epoch write `checkpoints/last.ckpt`; when `monitor` improved, `checkpoints/best.ckpt` before it.
 
+    With None as `monitor` each epoch counts as better than the one before, so that the last one is tested: where a
+    schedule ends at a rate of zero, and few rows for validation cannot tell one epoch from another.
+
     An epoch is the unit: a run that is killed loses the epoch under way, and no more. `last` names the best score so
     far, so it is written second: a kill between the two is repaired when the epoch is run again.
     """
 
-    def __init__(self, monitor: str = "val_loss", mode: str = "min") -> None:
+    def __init__(self, monitor: str | None = "val_loss", mode: str = "min") -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
         self.monitor, self.mode = monitor, mode
@@ -185,12 +188,20 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        require_metric(trainer, "checkpoints.monitor", self.monitor)
-        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        if score < self.best_score if self.mode == "min" else score > self.best_score:
-            self.best_score, self.best_epoch = score, trainer.current_epoch + 1
+        if self._improved(trainer):
+            self.best_epoch = trainer.current_epoch + 1
             trainer.save_checkpoint(self.best_model_path, weights_only=False)
         trainer.save_checkpoint(self.last_model_path, weights_only=False)
+
+    def _improved(self, trainer: Trainer) -> bool:
+        if self.monitor is None:
+            return True
+        require_metric(trainer, "checkpoints.monitor", self.monitor)
+        score = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        improved = score < self.best_score if self.mode == "min" else score > self.best_score
+        if improved:
+            self.best_score = score
+        return improved
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
