@@ -18,7 +18,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import bp_torch.functional as bpF
 from bp_torch import nn
 from bp_torch.functions.activation import ACTIVATIONS
-from bp_torch.functions.batch_norm import CHUNK, BatchNormFunction, NormalizeFunction
+from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.batch_norm_cpu import CHUNK
 from bp_torch.functions.function import call
 
 SHAPES = {"1d": [(6, 3), (5, 3, 4)], "2d": [(3, 3, 4, 5)], "3d": [(2, 3, 2, 3, 2)]}

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..backends import is_batch_invariant, plain_kernels
 from . import batch_invariant
 from .dropout import drop, dropout_scale, may_draw
-from .function import Function, call, is_plain
+from .function import Function, call, is_plain, wide
 
 __all__ = ["ACTIVATIONS", "Activation", "ActivationFunction", "activate", "activation_backward", "lookup"]
 
@@ -385,11 +385,6 @@ def activate(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
     return f(x, *parameters)
 
 
-def _wide(s: Tensor) -> Tensor:
-    """16-bit tensors in float32, in which the formulas are evaluated."""
-    return s.float() if s.dtype in (torch.bfloat16, torch.float16) else s
-
-
 class ActivationFunction(Function):
     """y = f(x).
 
@@ -435,7 +430,7 @@ class ActivationBackwardFunction(Function):
     ) -> Tensor:
         if is_plain(dy, s):
             return _pull(dy, s, mask, p, name, parameters)
-        return (drop(dy, mask, p) * lookup(name, parameters).df(_wide(s), *parameters)).to(dy.dtype)
+        return (drop(dy, mask, p) * lookup(name, parameters).df(wide(s), *parameters)).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -473,7 +468,7 @@ def _pull(dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, param
         dz: Tensor = triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
         return dz
     if row.native is None:
-        return (drop(dy, mask, p) * row.df(_wide(s), *parameters)).to(dy.dtype)
+        return (drop(dy, mask, p) * row.df(wide(s), *parameters)).to(dy.dtype)
     if mask is None and row.saves == "output":  # f′ is a number of size 1: the scale loses nothing afterwards, in place
         dz = row.native(dy, s, *parameters)
         return dz if p == 0 else dz.mul_(dropout_scale(p))
@@ -484,7 +479,7 @@ def _curvature(
     g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
 ) -> Tensor:
     """m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s)."""
-    return (g * drop(dy, mask, p) * lookup(name, parameters).ddf(_wide(s), *parameters)).to(s.dtype)
+    return (g * drop(dy, mask, p) * lookup(name, parameters).ddf(wide(s), *parameters)).to(s.dtype)
 
 
 def activation_backward(

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from ..backends import current_backend, plain_kernels
-from .function import Function, is_plain
-from .loss import KINDS, NARROW, fast_on_cpu, on_cpu, reduce, spread, wide
+from .function import NARROW, Function, is_plain, wide
+from .loss import KINDS, fast_on_cpu, on_cpu, reduce, spread
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
 

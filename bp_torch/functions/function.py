@@ -23,9 +23,10 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-__all__ = ["PLAIN", "Function", "call", "is_ordinary", "is_plain"]
+__all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
+NARROW = (torch.bfloat16, torch.float16)
 
 
 class Function(torch.autograd.Function):
@@ -95,6 +96,11 @@ def call(function: type[Function], *args: Any) -> Any:
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
     given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
     return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_plainly)(*given)
+
+
+def wide(t: Tensor) -> Tensor:
+    """16-bit tensors in float32, in which the formulas are evaluated."""
+    return t.float() if t.dtype in NARROW else t
 
 
 class _Leaf(tuple):

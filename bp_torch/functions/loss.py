@@ -23,11 +23,10 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..backends import plain_kernels
-from .function import PLAIN, Function, is_plain
+from .function import NARROW, PLAIN, Function, is_plain, wide
 
-__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
+__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "on_cpu", "reduce", "spread"]
 
-NARROW = (torch.bfloat16, torch.float16)
 CHUNK = 2**17
 """Elements that one step of a fast path takes: their temporaries stay in a core's cache."""
 
@@ -99,11 +98,6 @@ ERRORS: dict[str, Error] = {
         ),
     ),
 }  # fmt: skip
-
-
-def wide(t: Tensor) -> Tensor:
-    """16-bit tensors in float32, in which the formulas are evaluated."""
-    return t.float() if t.dtype in NARROW else t
 
 
 def fast_on_cpu(*tensors: Tensor | None) -> bool:
