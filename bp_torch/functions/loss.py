@@ -8,7 +8,7 @@ dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
     BCE with logits   loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))),   λ = 1 + (π - 1) t
                backward   dx = dR ⊙ w ⊙ (1 - t - λ σ(-x)),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
 
-The losses of class scores are in cross_entropy.py.
+The losses of class scores are in cross_entropy.py and nll_loss.py.
 """
 
 from __future__ import annotations
