@@ -36,7 +36,7 @@ class NLLLossFunction(Function):
         triton = plain_kernels(x, t, w) if x.numel() > 0 else None
         if triton is not None:
             check_classes(t, ignore_index, x.shape[c])
-            return triton.cross_entropy.nll_forward(x, c, t, w, ignore_index, reduction)
+            return triton.nll_loss.forward(x, c, t, w, ignore_index, reduction)
         if x.dim() <= 2 and x.dtype not in NARROW and fast_on_cpu(x, t, w):
             loss, total = _nll_forward(x, t, w, KINDS[reduction], ignore_index)
             return loss, total
@@ -65,9 +65,7 @@ class NLLLossFunction(Function):
         # t is an integer: dloss tells the dtype of x.
         triton = plain_kernels(dloss, t, w) if ctx.shape.numel() > 0 else None
         if triton is not None:
-            dx = triton.cross_entropy.nll_backward(
-                dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction
-            )
+            dx = triton.nll_loss.backward(dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction)
             return dx, None, None, None, None
         fast = fast_on_cpu(t, w, dloss)
         if fast and len(ctx.shape) <= 2 and ctx.dtype == total.dtype:
