@@ -54,13 +54,18 @@ class Function(torch.autograd.Function):
         if "jvp_rule" in cls.__dict__:
             members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
             cls.with_jvp = type(cls.__name__, (cls,), members)
-            cls.apply_plainly = super(torch.autograd.Function, cls.with_jvp).apply  # type: ignore[misc]
+            cls.apply_plainly = _entry_point(cls.with_jvp)
             cls.apply_in_reverse = cls.apply_plainly
         if "forward_and_save" in cls.__dict__:
             members = {"forward": cls.__dict__["forward_and_save"], "__module__": cls.__module__}
             members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
             in_reverse = type(cls.__name__, (cls,), members)
-            cls.apply_in_reverse = super(torch.autograd.Function, in_reverse).apply  # type: ignore[misc]
+            cls.apply_in_reverse = _entry_point(in_reverse)
+
+
+def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The C++ function that ``function.apply`` calls last."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # torch's stub of the base lacks it
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
