@@ -42,6 +42,7 @@ class Training:
         self.without_dropout = model.build(0.0).to(device)
         self.without_dropout.load_state_dict(self.initial.state_dict())
         if model.channels_last:
+            # torch's stub of Module.to knows no memory format.
             for module in (self.initial, self.without_dropout):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch = self.drawn(0)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import bp_torch.functional as F
 from bp_torch import nn
-from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.activation_table import ACTIVATIONS
 from bp_torch.functions.loss import ERRORS
 
 FOLDER = Path(__file__).parent / "figures"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ConfigError
-from .data import ArrayData, Augmentation, Batches, derive_seed
+from .data import ArrayData, Batches, derive_seed
 
 
 class MappedRows:
@@ -107,15 +107,9 @@ class Streamed(ArrayData):
         chunk: int = 1024,
         buffer: int = 8,
         names: list[str] | None = None,
-        batch_size: int = 64,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.2,
-        augment: Augmentation | None = None,
-        seed: int | None = None,
-        folds: int = 0,
-        fold: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, val_fraction, test_fraction, augment, seed, folds, fold)
+        super().__init__(**kwargs)
         for name, number in (("chunk", chunk), ("buffer", buffer)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")

@@ -8,7 +8,9 @@ backend that it names, with ``@pytest.mark.one_backend("torch", "why")``.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +99,16 @@ def on_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     # The interpreter computes with numpy, which warns of an infinity where a GPU does not.
     with bp_torch.backend(name), np.errstate(all="ignore"):
         yield name
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that run commands: a folder of their own, and a run's number of threads ends with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bp-torch"])  # what pytest was called with is not the command's
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from planted import PLANTED, BiasOff, Linear, Planted, t
+from defects import BiasOff, Linear
+from planted import PLANTED, Planted, t
 from test_readme import assert_same_output, blocks_of
 from torch import Tensor, nn
 from torch_modules import MODULES

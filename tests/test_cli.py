@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from bp_torch import cli
 from bp_torch.recipes.modules import Classifier
 
 ONE_BACKEND = "what the command line answers depends on no backend"
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 QUICK = [
     *("--config", "digits"),
@@ -28,15 +28,6 @@ QUICK = [
     *("--baselines", "false"),
     *("--report", "false"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bp-torch"])  # what pytest was called with is not the command's
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

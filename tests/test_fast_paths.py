@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bp_torch
 import bp_torch.functional as bpF
-from bp_torch.functions import batch_norm as batch_norms
+from bp_torch.functions import batch_norm_cpu
 from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.function import call
 
@@ -51,7 +51,7 @@ def test_batch_norm_writes_dx_into_dz(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch_norms, "CHUNK", chunk)
+    monkeypatch.setattr(batch_norm_cpu, "CHUNK", chunk)
     x = (3 + 2 * torch.randn(shape)).double()
     x = x if memory_format is None else x.contiguous(memory_format=memory_format)
     parameters = [torch.randn(shape[1]).double() for _ in range(2)] if affine else []
@@ -65,7 +65,7 @@ def test_batch_norm_writes_dx_into_dz(
 
 @pytest.mark.parametrize("mean", [1e3, 1e5])
 def test_batch_norm_in_chunks_is_right_at_a_large_mean(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_norms, "CHUNK", 64)
+    monkeypatch.setattr(batch_norm_cpu, "CHUNK", 64)
     x, dy = mean + torch.randn(512, 8), torch.randn(512, 8)
     found: list[Tensor] = []
     exact: list[Tensor] = []
@@ -77,7 +77,7 @@ def test_batch_norm_in_chunks_is_right_at_a_large_mean(mean: float, monkeypatch:
 
 
 def test_large_batch_norm_leaves_the_gradient_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_norms, "CHUNK", 4)
+    monkeypatch.setattr(batch_norm_cpu, "CHUNK", 4)
     for activation in (None, "identity", "relu"):
         x, dy = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3)
         kept = dy.clone()
@@ -88,13 +88,13 @@ def test_large_batch_norm_leaves_the_gradient_it_was_given(monkeypatch: pytest.M
 @pytest.mark.parametrize("n", [2, 64, 5000])
 def test_statistics_are_taken_again_only_where_rounding_tells(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    again = batch_norms._accurate_forward
+    again = batch_norm_cpu._accurate_forward
 
     def counted(*args: Any) -> Any:
         taken.append(1)
         return again(*args)
 
-    monkeypatch.setattr(batch_norms, "_accurate_forward", counted)
+    monkeypatch.setattr(batch_norm_cpu, "_accurate_forward", counted)
     for k, expected in ((0.0, 0), (1e4, 1)):
         x = k + torch.randn(n, 4)
         _, mean, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())

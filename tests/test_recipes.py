@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -253,19 +251,10 @@ def test_baselines_are_as_good_as_known(digits: Digits) -> None:
     assert all(0 < score["loss"] < 0.5 for score in scores.values())
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_thread")
-def test_digits_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_folder")
+def test_digits_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped configuration as it stands, one of the five seeds of its header."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bp-torch"])
     assert cli.main(["fit", "--config", "digits", "--trainer.enable_progress_bar", "false"]) == 0
     run = tmp_path / "runs" / "digits" / "version_0"
     report = (run / "report.md").read_text()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from commands import FIT_ALONE
 
 pytest.importorskip("lightning")
 from bp_torch import cli
@@ -18,26 +16,14 @@ from bp_torch.recipes import cli as recipes_cli
 from bp_torch.recipes.repeat import OURS, Summary, lower_is_better, parse_seeds, take_options
 
 ONE_BACKEND = "what is told about several runs depends on no backend"
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 QUICK = [
     *("--config", "digits"),
     *("--model.network.hidden_features", "[16]"),
     *("--trainer.max_epochs", "1"),
-    *("--trainer.enable_progress_bar", "false"),
-    *("--trainer.enable_model_summary", "false"),
-    *("--trainer.logger", "false"),
-    *("--baselines", "false"),
-    *("--report", "false"),
+    *FIT_ALONE,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bp-torch"])
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_repeat_tells_what_each_fit_gives(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import functools
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,7 @@ from bp_torch.recipes.report import Outcome
 from bp_torch.recipes.streaming import MappedRows, Streamed
 
 ONE_BACKEND = "recipes; test_convergence.py trains on both"
-
-
-@pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bp-torch"])
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def fit(*arguments: str, width: int = 8) -> Outcome:

@@ -7,14 +7,14 @@ import importlib
 import inspect
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import FIT_ALONE
 
 pytest.importorskip("lightning")
 
@@ -26,6 +26,7 @@ from bp_torch.recipes.cli import run
 from bp_torch.recipes.report import Outcome
 
 ONE_BACKEND = "recipes; test_convergence.py trains on both"
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 FOLDER = Path(bp_torch.recipes.__file__).parent / "configs" / "techniques"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -35,21 +36,8 @@ QUICK = [
     *("--model.network.hidden_features", "[8,8]"),
     *("--data.batch_size", "128"),
     *("--trainer.max_epochs", "2"),
-    *("--trainer.enable_progress_bar", "false"),
-    *("--trainer.enable_model_summary", "false"),
-    *("--trainer.logger", "false"),
-    *("--baselines", "false"),
-    *("--report", "false"),
+    *FIT_ALONE,
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["bp-torch"])
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def fit(*arguments: str) -> Outcome:

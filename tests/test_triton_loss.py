@@ -414,7 +414,7 @@ def test_a_penalty_follows_its_parameters() -> None:
     ("module", "names", "run"),
     [
         ("cross_entropy", ["forward", "backward"], lambda x: bpF.cross_entropy(x, classes((4, 3)))),
-        ("cross_entropy", ["nll_forward", "nll_backward"], lambda x: bpF.nll_loss(x, classes((4, 3)))),
+        ("nll_loss", ["forward", "backward"], lambda x: bpF.nll_loss(x, classes((4, 3)))),
         (
             "cross_entropy",
             ["probabilities_forward", "probabilities_backward"],

@@ -5,7 +5,7 @@ They import torch and triton and nothing of bp_torch; ``bp_torch.backends`` deci
 
 from __future__ import annotations
 
-from . import activation, batch_norm, cross_entropy, dense, elementwise, loss, mlp, penalty, random, softmax
+from . import activation, batch_norm, cross_entropy, dense, elementwise, loss, mlp, nll_loss, penalty, random, softmax
 from .launch import INTERPRETED
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "elementwise",
     "loss",
     "mlp",
+    "nll_loss",
     "penalty",
     "random",
     "softmax",

@@ -1,7 +1,7 @@
 """The activation table on the GPU: the same keys, f, f′ and the derivative of f′, values in and values out.
 
-The formulas are those of ``bp_torch.functions.activation``, in float32. Each function gets the key as a compile-time
-constant and the row's parameters as numbers (0 where a row has fewer). ``OUTPUT`` tells ``derivative`` and
+The formulas are those of ``bp_torch.functions.activation_table``, in float32. Each function gets the key as a
+compile-time constant and the row's parameters as numbers (0 where a row has fewer). ``OUTPUT`` tells ``derivative`` and
 ``curvature`` whether the saved value s is the output y or the input x, as the row's ``saves`` says.
 """
 

@@ -1,4 +1,4 @@
-"""Losses of class scores: softmax cross-entropy, of classes or of probabilities, and negative log-likelihood.
+"""Softmax cross-entropy, of classes or of probabilities.
 
 For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u) and p = exp(u - r), against weights k_c::
 
@@ -23,19 +23,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
 from .cast import cast
-from .launch import device_of
 from .loss import finish
 from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
 
-__all__ = ["backward", "forward", "nll_backward", "nll_forward", "probabilities_backward", "probabilities_forward"]
+__all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
 NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
-def _class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
+def class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
     """Of the positions j: the class, whether it counts, whether it exists, and its weight: 0 where ignored."""
     t = tl.load(T + j, mask=inside, other=0)
     counts = inside & (t != ignored)
@@ -46,6 +44,31 @@ def _class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
     else:
         a = tl.where(exists, 1.0, NAN)
     return t, counts, exists, tl.where(counts, a, 0.0)
+
+
+@triton.jit
+def _class_weights(W, k, K, HAS_W: tl.constexpr):
+    """w_c of the classes k, or 1; 0 outside."""
+    if HAS_W:
+        return tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)
+    else:
+        return tl.where(k < K, 1.0, 0.0)
+
+
+@triton.jit
+def _weighted_sum(total, weight, x, k_c, mask, m, shift):
+    """Σ k_c (x_c - shift), of a block and of those before, whose Σ k_c (x_c - m) is total and Σ k_c is weight."""
+    total += tl.where(m == -INFINITY, 0.0, m - shift) * weight
+    return total + tl.sum(tl.where(mask, (x - shift[:, None]) * k_c, 0.0), axis=1)
+
+
+@triton.jit
+def put_loss(LOSS, PART, L, j, inside, NONE: tl.constexpr):
+    """The loss of each position; or the sum of this program's, for which L must be 0 outside."""
+    if NONE:
+        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=inside)
+    else:
+        tl.store(PART + tl.program_id(0), tl.sum(L.to(tl.float64), axis=0))
 
 
 @triton.jit
@@ -66,26 +89,19 @@ def _forward(
         x = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
         m_new, s, shift = merge(x, m, s)
         if SMOOTH:
-            w = tl.where(k < K, 1.0, 0.0)
-            if HAS_W:
-                w = tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)
-            u_sum += tl.where(m == -INFINITY, 0.0, m - shift) * w_sum
-            u_sum += tl.sum(tl.where(mask, (x - shift[:, None]) * w[None, :], 0.0), axis=1)
+            w = _class_weights(W, k, K, HAS_W)
+            u_sum = _weighted_sum(u_sum, w_sum, x, w[None, :], mask, m, shift)
             w_sum += tl.sum(w, axis=0)
         m = m_new
     r = tl.log(s)
-    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
+    t, counts, exists, a = class_of(T, W, j, inside, K, ignored, HAS_W)
     u_t = tl.load(X + base + t * inner, mask=exists, other=0.0).to(tl.float32) - m
     L = keep * a * (r - u_t)
     if SMOOTH:
         L += share * (w_sum * r - u_sum)
-    L = tl.where(counts, L, 0.0)
     tl.store(M + j, m, mask=inside)
     tl.store(R + j, r, mask=inside)
-    if NONE:
-        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=inside)
-    else:
-        tl.store(PART + tl.program_id(0), tl.sum(L.to(tl.float64), axis=0))
+    put_loss(LOSS, PART, tl.where(counts, L, 0.0), j, inside, NONE)
     tl.store(PART + tl.num_programs(0) + tl.program_id(0), tl.sum(a.to(tl.float64), axis=0))
 
 
@@ -98,8 +114,8 @@ def _backward(
     base, inside, j = locate(positions, K, inner, P, STRIDED)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, mask = elements(base, inside, k, K, inner, STRIDED)
-    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
-    dL = _upstream(DLOSS, TOTAL, j, counts, NONE, MEAN)
+    t, counts, exists, a = class_of(T, W, j, inside, K, ignored, HAS_W)
+    dL = upstream(DLOSS, TOTAL, j, counts, NONE, MEAN)
     x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
     m = tl.load(M + j, mask=inside, other=0.0)
     r = tl.load(R + j, mask=inside, other=0.0)
@@ -107,15 +123,13 @@ def _backward(
     # S p - k, the class and the smoothing each for itself: with one class both are exactly 0.
     dx = (keep * a * dL)[:, None] * (p - tl.where(k[None, :] == t[:, None], 1.0, 0.0))
     if SMOOTH:
-        w = tl.where(k < K, 1.0, 0.0)
-        if HAS_W:
-            w = tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)
+        w = _class_weights(W, k, K, HAS_W)
         dx += (share * dL)[:, None] * (p * tl.load(W_SUM) - w[None, :])
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _upstream(DLOSS, TOTAL, j, counts, NONE: tl.constexpr, MEAN: tl.constexpr):
+def upstream(DLOSS, TOTAL, j, counts, NONE: tl.constexpr, MEAN: tl.constexpr):
     """dL of each position; 0 where it does not count."""
     if NONE:
         dL = tl.load(DLOSS + j, mask=counts, other=0.0).to(tl.float32)
@@ -133,7 +147,7 @@ def _weights(Q, W, at, mask, k, K, keep, share, HAS_W: tl.constexpr, SMOOTH: tl.
     if SMOOTH:
         weights = tl.where(mask, weights * keep + share, 0.0)
     if HAS_W:
-        weights *= tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+        weights *= _class_weights(W, k, K, True)[None, :]
     return weights
 
 
@@ -154,18 +168,14 @@ def _probabilities_forward(
         x = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
         weights = _weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH)
         m_new, s, shift = merge(x, m, s)
-        ku_sum += tl.where(m == -INFINITY, 0.0, m - shift) * k_sum
-        ku_sum += tl.sum(tl.where(mask, weights * (x - shift[:, None]), 0.0), axis=1)
+        ku_sum = _weighted_sum(ku_sum, k_sum, x, weights, mask, m, shift)
         k_sum += tl.sum(weights, axis=1)
         m = m_new
     r = tl.log(s)
-    L = k_sum * r - ku_sum
     tl.store(M + j, m, mask=inside)
     tl.store(R + j, r, mask=inside)
-    if NONE:
-        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=inside)
-    else:
-        tl.store(PART + tl.program_id(0), tl.sum(tl.where(inside, L, 0.0).to(tl.float64), axis=0))
+    L = k_sum * r - ku_sum  # NaN outside
+    put_loss(LOSS, PART, L if NONE else tl.where(inside, L, 0.0), j, inside, NONE)
 
 
 @triton.jit
@@ -181,7 +191,7 @@ def _probabilities_backward(
             k = start + tl.arange(0, BLOCK)
             at, mask = elements(base, inside, k, K, inner, STRIDED)
             k_sum += tl.sum(_weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH), axis=1)
-    dL = _upstream(DLOSS, None, j, inside, NONE, False) / divisor
+    dL = upstream(DLOSS, None, j, inside, NONE, False) / divisor
     m = tl.load(M + j, mask=inside, other=0.0)
     r = tl.load(R + j, mask=inside, other=0.0)
     for start in range(0, K, BLOCK):
@@ -195,43 +205,10 @@ def _probabilities_backward(
         if NEED_Q:
             dq = (keep * dL)[:, None] * minus_log_p
             if HAS_W:
-                dq *= tl.load(W + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+                dq *= _class_weights(W, k, K, True)[None, :]
             tl.store(DQ + at, cast(dq, DQ.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _nll_forward(
-    X, T, W, LOSS, PART, positions, K, inner, ignored, HAS_W: tl.constexpr, NONE: tl.constexpr, BLOCK: tl.constexpr
-):
-    j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    t, counts, exists, a = _class_of(T, W, j, j < positions, K, ignored, HAS_W)
-    at = ((j // inner) * K + t) * inner + j % inner
-    L = tl.where(counts, -a * tl.load(X + at, mask=exists, other=0.0).to(tl.float32), 0.0)
-    if NONE:
-        tl.store(LOSS + j, cast(L, LOSS.dtype.element_ty), mask=j < positions)
-    else:
-        tl.store(PART + tl.program_id(0), tl.sum(L.to(tl.float64), axis=0))
-    tl.store(PART + tl.num_programs(0) + tl.program_id(0), tl.sum(a.to(tl.float64), axis=0))
-
-
-@triton.jit
-def _nll_backward(
-    T, W, DLOSS, TOTAL, DX, positions, K, inner, ignored,
-    HAS_W: tl.constexpr, NONE: tl.constexpr, MEAN: tl.constexpr,
-    P: tl.constexpr, BLOCK: tl.constexpr, STRIDED: tl.constexpr,
-):  # fmt: skip
-    base, inside, j = locate(positions, K, inner, P, STRIDED)
-    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = elements(base, inside, k, K, inner, STRIDED)
-    t, counts, exists, a = _class_of(T, W, j, inside, K, ignored, HAS_W)
-    k_t = tl.where(counts, a * _upstream(DLOSS, TOTAL, j, counts, NONE, MEAN), 0.0)
-    elsewhere = tl.where(counts & (exists == 0), NAN, 0.0)
-    dx = tl.where(k[None, :] == t[:, None], -k_t[:, None], elsewhere[:, None])
-    tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
-
-
-NLL = launch.first_block("nll")
-NLL_BLOCK = NLL.columns
 TILE_OF_TWO = TILE // 2
 """Elements of a tile where two tensors are read: larger ones spill registers."""
 
@@ -250,7 +227,7 @@ def _smoothing(smoothing: float, K: int) -> tuple[float, float]:
     return 1.0 - smoothing, smoothing / K
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
+def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
@@ -259,7 +236,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, total, m, r) for classes t along the dimension c of x, which is not empty."""
     x, rows = rows_of(x, c, in_order=True)
-    t, w = t.contiguous(), _contiguous(w)
+    t, w = t.contiguous(), contiguous(w)
     m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
     r, none = torch.empty_like(m), reduction == "none"
     loss = x.new_empty(t.shape) if none else None
@@ -286,7 +263,7 @@ def backward(
     """dx in x's dtype, and in its memory layout where that is dense with positions in order."""
     x, rows = rows_of(x, c, in_order=True)
     dx, none, smooth = torch.empty_like(x), reduction == "none", smoothing > 0
-    t, w, m, r = t.contiguous(), _contiguous(w), m.contiguous(), r.contiguous()
+    t, w, m, r = t.contiguous(), contiguous(w), m.contiguous(), r.contiguous()
     dloss = dloss.contiguous()
     w_sum = total
     if smooth:
@@ -308,7 +285,7 @@ def probabilities_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, m, r) for probabilities q of x's shape; the loss in ``dtype``."""
     x, rows = rows_of(x, c, in_order=True)
-    q, w = like(q, x), _contiguous(w)
+    q, w = like(q, x), contiguous(w)
     m = x.new_empty(_shape_of_statistics(x, c), dtype=torch.float32)
     r, none = torch.empty_like(m), reduction == "none"
     loss = x.new_empty((*x.shape[:c], *x.shape[c + 1 :]), dtype=dtype) if none else None
@@ -335,7 +312,7 @@ def probabilities_backward(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """dx and dq, those that ``needs`` names, in the dtypes of x and q."""
     x, rows = rows_of(x, c, in_order=True)
-    q, w, m, r, dloss = like(q, x), _contiguous(w), m.contiguous(), r.contiguous(), dloss.contiguous()
+    q, w, m, r, dloss = like(q, x), contiguous(w), m.contiguous(), r.contiguous(), dloss.contiguous()
     dx = torch.empty_like(x) if needs[0] else None
     dq = torch.empty_like(q) if needs[1] else None
 
@@ -351,45 +328,7 @@ def probabilities_backward(
     return dx, dq
 
 
-def nll_forward(
-    x: Tensor, c: int, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str
-) -> tuple[Tensor, Tensor]:
-    """(loss, total) for classes t along the dimension c of x, which is not empty."""
-    x, rows = rows_of(x, c, in_order=True)
-    t, w, none = t.contiguous(), _contiguous(w), reduction == "none"
-    programs = triton.cdiv(rows.positions, NLL_BLOCK)
-    part = torch.empty((2, programs), dtype=torch.float64, device=x.device)
-    loss = x.new_empty(t.shape) if none else part
-    with device_of(x):
-        _nll_forward[(programs,)](
-            x, t, w, loss, part, rows.positions, rows.K, rows.inner, ignore_index, w is not None, none, NLL_BLOCK,
-            num_warps=launch.warps_of(NLL),
-        )  # fmt: skip
-    reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
-    return loss if none else reduced, total
-
-
-def nll_backward(
-    dloss: Tensor, shape: torch.Size, c: int, dtype: torch.dtype, t: Tensor, w: Tensor | None, total: Tensor,
-    ignore_index: int, reduction: str,
-) -> Tensor:  # fmt: skip
-    """dx of this shape and dtype, contiguous."""
-    dx = torch.empty(shape, dtype=dtype, device=t.device)
-    rows = rows_of(dx, c)[1]
-    t, w, dloss = t.contiguous(), _contiguous(w), dloss.contiguous()
-
-    def run(P: int, block: int) -> None:
-        _nll_backward[rows.programs(P), triton.cdiv(rows.K, block)](
-            t, w, dloss, total, dx, rows.positions, rows.K, rows.inner, ignore_index,
-            w is not None, reduction == "none", reduction == "mean", P, block, rows.strided,
-            num_warps=warps_of(P, block),
-        )  # fmt: skip
-
-    tuned("cross-entropy", dx, rows, run, "nll backward")
-    return dx
-
-
-_TYPES = {
+TYPES = {
     **dict.fromkeys(("X", "Q", "W", "LOSS", "DLOSS", "DX", "DQ"), "*{dtype}"),
     **dict.fromkeys(("M", "R", "TOTAL", "W_SUM"), "*fp32"),
     "PART": "*fp64",
@@ -397,13 +336,13 @@ _TYPES = {
     **dict.fromkeys(("keep", "share", "divisor"), "fp32"),
     "T": "*i64",
 }
-_SHAPES = {
+SHAPES = {
     "rows": {"P": 1, "BLOCK": TILE, "STRIDED": False},
     "short rows": {"P": 256, "BLOCK": 16, "STRIDED": False},
     "strided": {"P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
 }
 _SHAPES_OF_TWO = {
-    **_SHAPES,
+    **SHAPES,
     "short rows": {"P": 128, "BLOCK": 16, "STRIDED": False},
     "strided": {"P": NEIGHBOURS, "BLOCK": TILE_OF_TWO // NEIGHBOURS, "STRIDED": True},
 }
@@ -418,7 +357,7 @@ TARGETS = [
     {
         "name": f"cross_entropy.{name} {shape}{' all options' if options else ''}",
         "kernel": kernel,
-        "types": _TYPES,
+        "types": TYPES,
         "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
         "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
         if name == "probabilities_forward"
@@ -427,21 +366,6 @@ TARGETS = [
         "wide_accesses": shape == "rows" and (options or name != "forward"),
     }
     for name, (kernel, more) in _KERNELS.items()
-    for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else _SHAPES).items()
+    for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else SHAPES).items()
     for options in (False, True)
 ]
-TARGETS += [
-    {
-        "name": f"cross_entropy.nll_forward{' weight' if weight else ''}", "kernel": _nll_forward, "types": _TYPES,
-        "constants": {"HAS_W": weight, "NONE": weight, "BLOCK": NLL_BLOCK}, "num_warps": 4, "wide_accesses": False,
-    }
-    for weight in (False, True)
-]  # fmt: skip
-TARGETS += [
-    {
-        "name": f"cross_entropy.nll_backward {shape}", "kernel": _nll_backward, "types": _TYPES,
-        "constants": {"HAS_W": True, "NONE": False, "MEAN": True, **tile},
-        "num_warps": warps_of(tile["P"], tile["BLOCK"]), "wide_accesses": shape == "rows",
-    }
-    for shape, tile in _SHAPES.items()
-]  # fmt: skip

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..functions.batch_norm import BatchNormFunction, NormalizeFunction, SyncStatisticsFunction
+from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
+from ..functions.sync_batch_norm import SyncStatisticsFunction
 from ._common import activation_arguments, check_probability, check_tensor
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]

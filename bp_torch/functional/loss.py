@@ -14,14 +14,11 @@ from torch import Tensor
 from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..functions.cross_entropy import (
-    CrossEntropyFunction,
-    CrossEntropyProbabilitiesFunction,
-    NLLLossFunction,
-    class_dim,
-)
+from ..functions.classes import class_dim
+from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabilitiesFunction
 from ..functions.function import call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
+from ..functions.nll_loss import NLLLossFunction
 from ._common import check_tensor, to_float32
 
 __all__ = [

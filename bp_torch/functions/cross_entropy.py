@@ -1,4 +1,4 @@
-"""Losses of class scores: softmax cross-entropy and negative log-likelihood.
+"""Softmax cross-entropy, the loss of class scores.
 
 For one position, with logits x_c, m = max x, u = x - m, r = log Σ exp(u) and p = exp(u - r) = softmax(x), the
 cross-entropy against weights k_c is
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from ..backends import current_backend, plain_kernels
-from .function import Function, is_plain
-from .loss import KINDS, NARROW, fast_on_cpu, on_cpu, reduce, spread, wide
+from .classes import check_classes, check_range, class_dim, counted, one_hot, weight_of
+from .function import NARROW, Function, is_plain, wide
+from .loss import KINDS, fast_on_cpu, on_cpu, reduce, spread
 
-__all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction", "NLLLossFunction", "class_dim"]
+__all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction"]
 
 _nll_forward = torch.ops.aten.nll_loss_forward.default
 _nll_backward = torch.ops.aten.nll_loss_backward.default
@@ -39,11 +40,6 @@ SMALL = 2**14
 """Up to so many logits, the number of operators matters more than the passes over memory."""
 
 
-def class_dim(x: Tensor) -> int:
-    """Which dimension counts classes: (C) or (N, C, ...)."""
-    return 0 if x.dim() == 1 else 1
-
-
 def _per_class(w: Tensor, x: Tensor) -> Tensor:
     """(C) shaped to multiply x: (C, 1, ...) after the batch dimension."""
     return w.reshape(w.shape[0], *(1,) * (x.dim() - 1 - class_dim(x)))
@@ -52,44 +48,6 @@ def _per_class(w: Tensor, x: Tensor) -> Tensor:
 def _shift(x: Tensor) -> Tensor:
     """m, (N, 1, ...)."""
     return wide(x.detach()).amax(class_dim(x), keepdim=True)
-
-
-def _one_hot(x_shape: torch.Size, c: int, index: Tensor) -> Tensor:
-    """[c = t], boolean, of x's shape; index is (N, 1, ...)."""
-    K = x_shape[c]
-    if type(index) is not Tensor:  # a subclass, such as DTensor, takes operands of its own kind alone
-        return torch.ones_like(index).expand(x_shape).cumsum(c) - 1 == index
-    classes = torch.arange(K, device=index.device).reshape(K, *(1,) * (len(x_shape) - 1 - c))
-    return classes == index
-
-
-def _counted(t: Tensor, ignore_index: int, c: int) -> tuple[Tensor, Tensor]:
-    """Which positions count, and their class as an index of size 1 in the class dimension (0 where ignored)."""
-    counts = t != ignore_index
-    return counts, torch.where(counts, t, 0).unsqueeze(c)
-
-
-def _check_range(index: Tensor, K: int) -> None:
-    """IndexError for a class outside [0, K), as torch on the CPU; elsewhere looking would wait for the device."""
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if eager and type(index) is Tensor and index.device.type == "cpu" and index.numel() > 0:
-        low, high = index.aminmax()
-        if low < 0 or high >= K:
-            bad = int(low) if low < 0 else int(high)
-            raise IndexError(f"'target': expected classes from 0 to {K - 1} or 'ignore_index', got {bad}")
-
-
-def _check_classes(t: Tensor, ignore_index: int, K: int) -> None:
-    """As :func:`_check_range`, for classes of which some may be ignored."""
-    if t.device.type == "cpu":
-        _check_range(torch.where(t != ignore_index, t, 0), K)
-
-
-def _weight_of(w: Tensor | None, counts: Tensor, index: Tensor, c: int, dtype: torch.dtype) -> Tensor:
-    """w_t where the position counts, else 0."""
-    if w is None:
-        return counts.to(dtype)
-    return torch.where(counts, wide(w)[index.squeeze(c)], 0.0)
 
 
 class CrossEntropyFunction(Function):
@@ -109,12 +67,12 @@ class CrossEntropyFunction(Function):
         c, fast = class_dim(x), fast_on_cpu(x, t, w)
         triton = plain_kernels(x, t, w) if x.numel() > 0 else None
         if triton is not None:
-            _check_classes(t, ignore_index, x.shape[c])
+            check_classes(t, ignore_index, x.shape[c])
             return triton.cross_entropy.forward(x, c, t, w, ignore_index, smoothing, reduction)
-        counts, index = _counted(t, ignore_index, c)
-        _check_range(index, x.shape[c])
+        counts, index = counted(t, ignore_index, c)
+        check_range(index, x.shape[c])
         m, r, u_t, u_sum = (_rows_in_chunks if fast else _rows)(x, index, w, smoothing > 0)
-        a = _weight_of(w, counts, index, c, r.dtype)
+        a = weight_of(w, counts, index, c, r.dtype)
         L = torch.where(counts, (1 - smoothing) * a * (r - u_t).squeeze(c), 0.0)
         if u_sum is not None:
             b, W = _smoothing_weight(x, w, smoothing)
@@ -166,10 +124,10 @@ class CrossEntropyFunction(Function):
     def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, t, w, total, m, r = ctx.saved_tensors
         c = class_dim(x)
-        counts, index = _counted(t, ctx.ignore_index, c)
+        counts, index = counted(t, ctx.ignore_index, c)
         tx = wide(tx)
         tr = ((wide(x) - m - r).exp() * tx).sum(c, keepdim=True)
-        a = _weight_of(w, counts, index, c, r.dtype)
+        a = weight_of(w, counts, index, c, r.dtype)
         tL = (1 - ctx.smoothing) * a * (tr - tx.gather(c, index)).squeeze(c)
         if ctx.smoothing > 0:
             b, W = _smoothing_weight(x, w, ctx.smoothing)
@@ -197,14 +155,14 @@ def _backward(
             dloss, x, c, t, w, total, m, r, ctx.ignore_index, ctx.smoothing, ctx.reduction
         )
         return dx, None, None, None, None, None
-    counts, index = _counted(t, ctx.ignore_index, c)
+    counts, index = counted(t, ctx.ignore_index, c)
     one = torch.ones((), dtype=r.dtype, device=r.device)
     share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
     dL = None if dloss is None else (wide(dloss) * share).unsqueeze(c)
     if dL is None:
         dx = None if dr is None else dr * (wide(x) - m - r).exp()
         return dx if dx is None else dx.to(x.dtype), None, None, None, None, None
-    k_t = (1 - ctx.smoothing) * _weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
+    k_t = (1 - ctx.smoothing) * weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
     S, k_rest = k_t, None
     if ctx.smoothing > 0:
         b, W = _smoothing_weight(x, w, ctx.smoothing)
@@ -214,7 +172,7 @@ def _backward(
         S = S + dr
     if fast_on_cpu(x, t, w, dloss, dr):
         return _backward_in_chunks(x, index, w, m, r, S, k_t, k_rest), None, None, None, None, None
-    dx = S * (wide(x) - m - r).exp() - torch.where(_one_hot(x.shape, c, index), k_t, 0.0)
+    dx = S * (wide(x) - m - r).exp() - torch.where(one_hot(x.shape, c, index), k_t, 0.0)
     if k_rest is not None:
         dx = dx - (k_rest if w is None else k_rest * _per_class(w, x))
     return dx.to(x.dtype), None, None, None, None, None
@@ -404,73 +362,3 @@ def _k(q: Tensor, w: Tensor | None, smoothing: float) -> Tensor:
 def _positions(x: Tensor) -> int:
     """How many positions have a loss: N d1 d2 ..., and 1 for (C)."""
     return x.numel() // x.shape[class_dim(x)]
-
-
-class NLLLossFunction(Function):
-    """(loss, total) with L = -w_t x_t, and 0 where t is ignored; total is what a mean divides by.
-
-    Backward: dx_c = -w_t dL [c = t]. Shapes and dtypes: as :class:`CrossEntropyFunction`; x itself is not kept.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor]:
-        c = class_dim(x)
-        triton = plain_kernels(x, t, w) if x.numel() > 0 else None
-        if triton is not None:
-            _check_classes(t, ignore_index, x.shape[c])
-            return triton.cross_entropy.nll_forward(x, c, t, w, ignore_index, reduction)
-        if x.dim() <= 2 and x.dtype not in NARROW and fast_on_cpu(x, t, w):
-            loss, total = _nll_forward(x, t, w, KINDS[reduction], ignore_index)
-            return loss, total
-        counts, index = _counted(t, ignore_index, c)
-        _check_range(index, x.shape[c])
-        picked = wide(x.gather(c, index)).squeeze(c)
-        a = _weight_of(w, counts, index, c, picked.dtype)
-        L = torch.where(counts, -a * picked, 0.0)
-        total = a.sum()
-        return reduce(L, reduction, total).to(x.dtype), total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, t, w, ctx.ignore_index, ctx.reduction = inputs
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        ctx.save_for_backward(t, w, output[1])
-        ctx.save_for_forward(t, w, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> tuple[Tensor | None, ...]:
-        if dloss is None:
-            return None, None, None, None, None
-        t, w, total = ctx.saved_tensors
-        c = 0 if len(ctx.shape) == 1 else 1
-        # t is an integer: dloss tells the dtype of x.
-        triton = plain_kernels(dloss, t, w) if ctx.shape.numel() > 0 else None
-        if triton is not None:
-            dx = triton.cross_entropy.nll_backward(
-                dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction
-            )
-            return dx, None, None, None, None
-        fast = fast_on_cpu(t, w, dloss)
-        if fast and len(ctx.shape) <= 2 and ctx.dtype == total.dtype:
-            x = torch.empty(ctx.shape, dtype=ctx.dtype)  # tells the shape
-            kind = KINDS[ctx.reduction]
-            return _nll_backward(dloss, x, t, w, kind, ctx.ignore_index, total), *(None,) * 4
-        counts, index = _counted(t, ctx.ignore_index, c)
-        one = torch.ones((), dtype=total.dtype, device=total.device)
-        share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
-        k_t = (_weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)).unsqueeze(c)
-        if fast:
-            dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(c, index, -k_t.to(ctx.dtype))
-        else:
-            dx = torch.where(_one_hot(ctx.shape, c, index), -k_t, 0.0).to(ctx.dtype)
-        return dx, None, None, None, None
-
-    @staticmethod
-    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor]:
-        t, w, total = ctx.saved_tensors
-        c = class_dim(tx)
-        counts, index = _counted(t, ctx.ignore_index, c)
-        a = _weight_of(w, counts, index, c, total.dtype)
-        tL = torch.where(counts, -a * wide(tx.gather(c, index)).squeeze(c), 0.0)
-        return reduce(tL, ctx.reduction, total).to(ctx.dtype), torch.zeros_like(total)

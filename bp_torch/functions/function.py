@@ -23,9 +23,10 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-__all__ = ["PLAIN", "Function", "call", "is_ordinary", "is_plain"]
+__all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
+NARROW = (torch.bfloat16, torch.float16)
 
 
 class Function(torch.autograd.Function):
@@ -53,13 +54,18 @@ class Function(torch.autograd.Function):
         if "jvp_rule" in cls.__dict__:
             members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
             cls.with_jvp = type(cls.__name__, (cls,), members)
-            cls.apply_plainly = super(torch.autograd.Function, cls.with_jvp).apply  # type: ignore[misc]
+            cls.apply_plainly = _entry_point(cls.with_jvp)
             cls.apply_in_reverse = cls.apply_plainly
         if "forward_and_save" in cls.__dict__:
             members = {"forward": cls.__dict__["forward_and_save"], "__module__": cls.__module__}
             members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
             in_reverse = type(cls.__name__, (cls,), members)
-            cls.apply_in_reverse = super(torch.autograd.Function, in_reverse).apply  # type: ignore[misc]
+            cls.apply_in_reverse = _entry_point(in_reverse)
+
+
+def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The C++ function that ``function.apply`` calls last."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # torch's stub of the base lacks it
 
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
@@ -95,6 +101,11 @@ def call(function: type[Function], *args: Any) -> Any:
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
     given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
     return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_plainly)(*given)
+
+
+def wide(t: Tensor) -> Tensor:
+    """16-bit tensors in float32, in which the formulas are evaluated."""
+    return t.float() if t.dtype in NARROW else t
 
 
 class _Leaf(tuple):

@@ -8,7 +8,7 @@ dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
     BCE with logits   loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))),   λ = 1 + (π - 1) t
                backward   dx = dR ⊙ w ⊙ (1 - t - λ σ(-x)),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
 
-The losses of class scores are in cross_entropy.py.
+The losses of class scores are in cross_entropy.py and nll_loss.py.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from ..backends import plain_kernels
-from .function import PLAIN, Function, is_plain
+from .function import NARROW, PLAIN, Function, is_plain, wide
 
-__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "reduce", "spread", "wide"]
+__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "on_cpu", "reduce", "spread"]
 
-NARROW = (torch.bfloat16, torch.float16)
 CHUNK = 2**17
 """Elements that one step of a fast path takes: their temporaries stay in a core's cache."""
 
@@ -99,11 +98,6 @@ ERRORS: dict[str, Error] = {
         ),
     ),
 }  # fmt: skip
-
-
-def wide(t: Tensor) -> Tensor:
-    """16-bit tensors in float32, in which the formulas are evaluated."""
-    return t.float() if t.dtype in NARROW else t
 
 
 def fast_on_cpu(*tensors: Tensor | None) -> bool:

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 
 from ..backends import plain_kernels
-from .function import Function
+from .function import Function, wide
 
 __all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
 
 aten = torch.ops.aten
-
-
-def _wide(t: Tensor) -> Tensor:
-    """16-bit tensors in float32, in which the formulas are evaluated."""
-    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
 class SoftmaxFunction(Function):
@@ -60,7 +55,7 @@ class SoftmaxFunction(Function):
 
 
 def _softmax_pull(dy: Tensor, y: Tensor, dim: int) -> Tensor:
-    dy, p = _wide(dy), _wide(y)
+    dy, p = wide(dy), wide(y)
     return (p * (dy - (dy * p).sum(dim, keepdim=True))).to(y.dtype)
 
 
@@ -89,11 +84,11 @@ class LogSoftmaxFunction(Function):
             return triton.softmax.backward(dy, y, ctx.dim, log=True), None
         if not torch.is_grad_enabled():
             return aten._log_softmax_backward_data.default(dy, y, ctx.dim, y.dtype), None
-        wide = _wide(dy)
-        return (wide - _wide(y).exp() * wide.sum(ctx.dim, keepdim=True)).to(y.dtype), None
+        dy = wide(dy)
+        return (dy - wide(y).exp() * dy.sum(ctx.dim, keepdim=True)).to(y.dtype), None
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> Tensor:
         (y,) = ctx.saved_tensors
-        wide = _wide(tx)
-        return (wide - (_wide(y).exp() * wide).sum(ctx.dim, keepdim=True)).to(y.dtype)
+        tx = wide(tx)
+        return (tx - (wide(y).exp() * tx).sum(ctx.dim, keepdim=True)).to(y.dtype)

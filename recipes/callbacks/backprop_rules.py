@@ -8,7 +8,6 @@ x a layer's input, y its output, m a dropout mask, and Σ a sum over all rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,84 +18,7 @@ from bp_torch.functional._common import activation_arguments
 from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.nn.mlp import HiddenLayer
 
-Module = torch.nn.Module
-
-
-@dataclass
-class Call:
-    """One call of one module, as hooks saw it. Tensors are detached copies."""
-
-    name: str
-    module: Module
-    inputs: dict[str, Any]
-    training: bool
-    rng: Tensor
-    """The state, before the call, of the generator that masks come from: that of the input's device."""
-    rng_after: Tensor
-    output: Tensor | None = None
-    dy: Tensor | None = None
-    dx: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    """∂L/∂parameter through this call alone."""
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Before the call."""
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    children: list[Call] = field(default_factory=list)
-
-    def child(self, module: Module) -> Call:
-        return next(call for call in self.children if call.module is module)
-
-
-@dataclass
-class Identity:
-    """A gradient (or an output) by formula, and the same as autograd had it."""
-
-    name: str
-    formula: Tensor
-    recorded: Tensor
-    scale: float
-    """The largest term that the formula adds: rounding is relative to it."""
-
-    @property
-    def difference(self) -> float:
-        """max |formula - recorded|; 0 for empty tensors, NaN where only one of them is."""
-        if self.formula.shape != self.recorded.shape:
-            return float("nan")
-        return float((self.formula - self.recorded.double()).abs().max()) if self.formula.numel() else 0.0
-
-    @property
-    def relative(self) -> float:
-        return self.difference / self.scale if self.scale else self.difference
-
-    @property
-    def holds(self) -> bool:
-        """Within 1000 roundings of the recorded dtype (32 of a 16-bit one)."""
-        dtype = self.recorded.dtype
-        eps = torch.finfo(dtype).eps
-        return self.relative <= (1000 if torch.finfo(dtype).bits > 16 else 32) * eps
-
-
-@dataclass
-class Layer:
-    """A row of the view."""
-
-    name: str
-    kind: str
-    forward: list[str]
-    backward: list[str]
-    z: Tensor | None = None
-    a: Tensor | None = None
-    delta: Tensor | None = None
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    """As autograd had them: dW, db, or a parameter's own name with a d before it."""
-    identities: list[Identity] = field(default_factory=list)
-    activations: set[tuple[str, tuple[float, ...]]] = field(default_factory=set)
-
-    def check(self, name: str, formula: Tensor, recorded: Tensor | None, *terms: Tensor) -> None:
-        """Hold a formula to what autograd had, if autograd needed it."""
-        if recorded is not None:
-            scale = max((float(t.detach().abs().max()) for t in (formula, *terms) if t.numel()), default=0.0)
-            self.identities.append(Identity(name, formula.reshape(recorded.shape), recorded, scale))
+from .backprop_records import Call, Layer, generator_state, set_generator_state
 
 
 def explain(call: Call) -> Layer | None:
@@ -125,20 +47,6 @@ def _numbers(call: Call, *names: str) -> tuple[Tensor, ...]:
     return tuple(call.inputs[name].double() for name in names)
 
 
-def generator_state(like: Tensor) -> Tensor:
-    """The state of the default generator of a tensor's device."""
-    if like.device.type == "cpu":
-        return torch.get_rng_state()
-    return getattr(torch, like.device.type).get_rng_state(like.device)
-
-
-def set_generator_state(like: Tensor, state: Tensor) -> None:
-    if like.device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        getattr(torch, like.device.type).set_rng_state(state, like.device)
-
-
 def _replay(like: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
     """What `draw` gives from a state of the generator: the factors m/(1 - p) of a dropout that drew from it."""
     now = generator_state(like)
@@ -159,6 +67,11 @@ def _f(layer: Layer, name: str | None, parameters: Mapping[str, float], z: Tenso
     layer.activations.add((name, values))
     a = row.f(z, *values)
     return a, row.df(z if row.saves == "input" else a, *values)
+
+
+def _gradients(call: Call, **symbols: str) -> dict[str, Tensor]:
+    """What autograd had for the parameters, under these symbols."""
+    return {symbol: call.gradients[name] for name, symbol in symbols.items() if name in call.gradients}
 
 
 def _sum_rows(delta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,9 +123,7 @@ def _dense(call: Call) -> Layer | None:
     if residual is not None:
         layer.backward.append("dr = ∂L/∂y")
         layer.check("dr = ∂L/∂y", dy, call.dx.get("residual"))
-    layer.gradients = {
-        short: call.gradients[name] for name, short in (("weight", "dW"), ("bias", "db")) if name in call.gradients
-    }
+    layer.gradients = _gradients(call, weight="dW", bias="db")
     return layer
 
 
@@ -281,9 +192,7 @@ def _batch_norm(call: Call) -> Layer | None:
     layer.check(formula, dx, call.dx.get("input"), scale * delta)
     if residual is not None:
         layer.check("dr = δ", delta, call.dx.get("residual"))
-    layer.gradients = {
-        short: call.gradients[name] for name, short in (("weight", "dγ"), ("bias", "dβ")) if name in call.gradients
-    }
+    layer.gradients = _gradients(call, weight="dγ", bias="dβ")
     return layer
 
 
@@ -333,7 +242,8 @@ def _residual_sum(call: Call, skip: str, branch: Call, last: Call, symbol: str) 
 
 
 def _residual(call: Call) -> Layer | None:
-    branch = call.child(call.module.branch)  # type: ignore[arg-type]
+    module: Any = call.module
+    branch = call.child(module.branch)
     layer = _residual_sum(call, "input", branch, branch, "F(x)")
     through = next(iter(branch.dx.values()), None)
     if layer is not None and layer.delta is not None and through is not None:

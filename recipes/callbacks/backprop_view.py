@@ -18,7 +18,8 @@ from torch import Tensor
 from bp_torch import functional, nn
 from bp_torch.functions.activation import lookup
 
-from .backprop_rules import Call, Layer, explain, generator_state, set_generator_state
+from .backprop_records import Call, Layer, generator_state, set_generator_state
+from .backprop_rules import explain
 
 KNOWN_LOSSES = {
     torch.nn.functional.cross_entropy: torch.nn.CrossEntropyLoss,

@@ -1,0 +1,370 @@
+"""The activation table: f, f′ and f″ of each activation.
+
+Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x, or the output y
+where that loses no accuracy (then the layer after it keeps the tensor anyway). ``df`` is f′ as a function of the saved
+tensor s, and ``ddf`` is the derivative of ``df`` with respect to that same s, so that
+f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
+
+elu, selu, celu and softsign save their input although y determines f′: near saturation f′ = y + α (or (1 - |y|)²) is a
+difference of nearly equal numbers, and in bfloat16 it is off by up to 40 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .function import is_plain
+
+__all__ = ["ACTIVATIONS", "Activation", "lookup"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row: f, f′, f″ and what must be known to use them. All functions take their parameters positionally."""
+
+    f: Callable[..., Tensor]
+    df: Callable[..., Tensor]
+    ddf: Callable[..., Tensor]
+    saves: str
+    formula: str
+    derivative: str
+    source: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    kinks: Callable[..., tuple[float, ...]] = lambda *p: ()
+    """Points x where f′ jumps; f′ there is the value that torch has."""
+    native: Callable[..., Tensor] | None = None
+    """ATen's kernel of the backward, (dy, s, *parameters) → dx: one pass where the formula takes several."""
+    gate: bool = False
+    """f′ depends on whether y is 0, and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
+    unless: Callable[..., bool] = lambda *p: False
+    """For which parameters the output does not determine f′; then the row ``instead`` serves."""
+    instead: Activation | None = None
+
+
+# gelu's constants stand in the code as numbers: under ``dynamic=True`` Dynamo takes a module's float for an input, and
+# fails when a second Function's backward uses it.
+
+
+def _gelu_tanh_parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(u) and du/dx, with u = √(2/π) (x + 0.044715 x³): Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+    a = 0.7978845608028654  # √(2/π)
+    return torch.tanh(a * (x + 0.044715 * x**3)), a * (1 + 3 * 0.044715 * x**2)
+
+
+def _gelu_tanh_df(x: Tensor) -> Tensor:
+    t, du = _gelu_tanh_parts(x)
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * du
+
+
+def _gelu_tanh_ddf(x: Tensor) -> Tensor:
+    t, du = _gelu_tanh_parts(x)
+    d2u = 0.7978845608028654 * 6 * 0.044715 * x
+    return (1 - t**2) * (du + 0.5 * x * (d2u - 2 * t * du**2))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-x / 1.4142135623730951)
+
+
+def _normal_pdf(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x**2) / 2.5066282746310002
+
+
+def _silu_df(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _silu_ddf(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+def _mish_df(x: Tensor) -> Tensor:
+    t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
+    return t + x * s * (1 - t**2)
+
+
+def _mish_ddf(x: Tensor) -> Tensor:
+    t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
+    return s * (1 - t**2) * (2 + x * (1 - s) - 2 * x * s * t)
+
+
+def _exp_left(x: Tensor) -> Tensor:
+    """eˣ for x ≤ 0, and 1 to the right, where it is not used and must not overflow."""
+    return torch.exp(x.clamp(max=0))
+
+
+def _selu_constants() -> tuple[float, float]:
+    """α and λ. Numbers in the code, because Dynamo takes a module's floats for inputs of a dynamic graph."""
+    return 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
+
+def _selu_df(x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return torch.where(x <= 0, scale * alpha * _exp_left(x), scale)
+
+
+def _selu_ddf(x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return torch.where(x <= 0, scale * alpha * _exp_left(x), 0.0)
+
+
+def _selu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    alpha, scale = _selu_constants()
+    return aten.elu_backward.default(dy, alpha, scale, 1, False, x)
+
+
+def _softplus_df(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 1.0, -torch.expm1(-beta * y))
+
+
+def _softplus_ddf(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 0.0, beta * torch.exp(-beta * y))
+
+
+def _softplus_df_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(x * beta > threshold, 1.0, torch.sigmoid(beta * x))
+
+
+def _softplus_ddf_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+    s = torch.sigmoid(beta * x)
+    return torch.where(x * beta > threshold, 0.0, beta * s * (1 - s))
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """torch's operator has no second derivative in forward mode, which nested transforms ask for."""
+    return F.hardsigmoid(x) if is_plain(x) else F.relu6(x + 3) / 6
+
+
+def _hardsigmoid_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """ATen's kernel holds 1/6 in float32, whatever the dtype."""
+    if dy.dtype == torch.float64:
+        return torch.where((x > -3) & (x < 3), dy / 6, 0.0)
+    return aten.hardsigmoid_backward.default(dy, x)
+
+
+def _hardswish_df(x: Tensor) -> Tensor:
+    return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
+
+
+def _hardswish_ddf(x: Tensor) -> Tensor:
+    return ((x > -3) & (x < 3)).to(x.dtype) / 3
+
+
+def _leaky_relu_df(s: Tensor, slope: float) -> Tensor:
+    return torch.where(s > 0, torch.ones_like(s), slope)
+
+
+def _clipped(y: Tensor, low: float, high: float) -> Tensor:
+    return 1 - ((y <= low) | (y >= high)).to(y.dtype)
+
+
+def _exact_in_16_bits(value: float) -> bool:
+    """Multiples of 1/16 up to 8 have 8 significant bits: bfloat16 and float16 hold them exactly."""
+    return -8 <= value <= 8 and (16 * value) % 1 == 0
+
+
+def _hardtanh_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
+    return aten.hardtanh_backward.default(dy, y, low, high)
+
+
+def _zero(s: Tensor, *parameters: float) -> Tensor:
+    return torch.zeros_like(s)
+
+
+def _nonzero(y: Tensor, *parameters: float) -> Tensor:
+    return (y != 0).to(y.dtype)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(
+        f=lambda x: x.clone(), df=torch.ones_like, ddf=_zero, saves="input",
+        formula="x", derivative="1", source="torch.nn.Identity",
+    ),
+    "relu": Activation(
+        f=torch.relu, df=lambda y: 1 - (y <= 0).to(y.dtype), ddf=_zero, saves="output",
+        formula="max(x, 0)", derivative="1 if x > 0 else 0", source="torch.nn.ReLU",
+        kinks=lambda: (0.0,), gate=True,
+        native=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
+    ),
+    "leaky_relu": Activation(
+        f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="output",
+        formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
+        parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
+        native=lambda dy, y, slope: aten.leaky_relu_backward.default(dy, y, slope, True),
+        unless=lambda slope: slope < 0,
+        instead=Activation(
+            f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="input",
+            formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
+            parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
+            native=lambda dy, x, slope: aten.leaky_relu_backward.default(dy, x, slope, False),
+        ),
+    ),
+    "elu": Activation(
+        f=F.elu,
+        df=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 1.0),
+        ddf=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 0.0),
+        saves="input",
+        formula="x if x > 0 else α (eˣ - 1)", derivative="1 if x > 0 else α eˣ", source="torch.nn.ELU",
+        parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
+        native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1, False, x),
+    ),
+    "selu": Activation(
+        f=F.selu,
+        df=_selu_df,
+        ddf=_selu_ddf,
+        saves="input",
+        formula="λ x if x > 0 else λ α (eˣ - 1)", derivative="λ if x > 0 else λ α eˣ",
+        source="torch.nn.SELU; arXiv:1706.02515",
+        kinks=lambda: (0.0,),
+        native=_selu_backward,
+    ),
+    "celu": Activation(
+        f=F.celu,
+        df=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha), 1.0),
+        ddf=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha) / alpha, 0.0),
+        saves="input",
+        formula="x if x > 0 else α (exp(x/α) - 1)", derivative="1 if x > 0 else exp(x/α)", source="torch.nn.CELU",
+        parameters={"alpha": 1.0}, kinks=lambda alpha: (0.0,),
+        native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1 / alpha, False, x),
+    ),
+    "gelu": Activation(
+        f=F.gelu,
+        df=lambda x: _normal_cdf(x) + x * _normal_pdf(x),
+        ddf=lambda x: _normal_pdf(x) * (2 - x**2),
+        saves="input",
+        formula="x Φ(x)", derivative="Φ(x) + x φ(x)", source="torch.nn.GELU; arXiv:1606.08415",
+        native=lambda dy, x: aten.gelu_backward.default(dy, x),
+    ),
+    "gelu_tanh": Activation(
+        f=lambda x: F.gelu(x, approximate="tanh"), df=_gelu_tanh_df, ddf=_gelu_tanh_ddf, saves="input",
+        formula="x/2 (1 + tanh u), u = √(2/π) (x + 0.044715 x³)",
+        derivative="(1 + tanh u)/2 + x/2 (1 - tanh² u) u′", source="torch.nn.GELU; arXiv:1606.08415",
+        native=lambda dy, x: aten.gelu_backward.default(dy, x, approximate="tanh"),
+    ),
+    "silu": Activation(
+        f=F.silu, df=_silu_df, ddf=_silu_ddf, saves="input",
+        formula="x σ(x)", derivative="σ(x) (1 + x (1 - σ(x)))", source="torch.nn.SiLU",
+        native=lambda dy, x: aten.silu_backward.default(dy, x),
+    ),
+    "mish": Activation(
+        f=F.mish, df=_mish_df, ddf=_mish_ddf, saves="input",
+        formula="x t, t = tanh(softplus(x))", derivative="t + x σ(x) (1 - t²)",
+        source="torch.nn.Mish; arXiv:1908.08681",
+        native=lambda dy, x: aten.mish_backward.default(dy, x),
+    ),
+    "sigmoid": Activation(
+        f=torch.sigmoid, df=lambda y: y * (1 - y), ddf=lambda y: 1 - 2 * y, saves="output",
+        formula="1/(1 + e⁻ˣ)", derivative="y (1 - y)", source="torch.nn.Sigmoid",
+        native=lambda dy, y: aten.sigmoid_backward.default(dy, y),
+    ),
+    "tanh": Activation(
+        f=torch.tanh, df=lambda y: 1 - y * y, ddf=lambda y: -2 * y, saves="output",
+        formula="tanh(x)", derivative="1 - y²", source="torch.nn.Tanh",
+        native=lambda dy, y: aten.tanh_backward.default(dy, y),
+    ),
+    "softplus": Activation(
+        f=F.softplus, df=_softplus_df, ddf=_softplus_ddf, saves="output",
+        formula="x if β x > threshold else log(1 + exp(β x))/β",
+        derivative="1 if β x > threshold else 1 - exp(-β y)", source="torch.nn.Softplus",
+        parameters={"beta": 1.0, "threshold": 20.0},
+        kinks=lambda beta, threshold: (threshold / beta,),
+        # Where log(1 + e^t) and t differ visibly at t = threshold, an output there belongs to two inputs.
+        unless=lambda beta, threshold: threshold < 20,
+        instead=Activation(
+            f=F.softplus, df=_softplus_df_input, ddf=_softplus_ddf_input, saves="input",
+            formula="x if β x > threshold else log(1 + exp(β x))/β",
+            derivative="1 if β x > threshold else σ(β x)", source="torch.nn.Softplus",
+            parameters={"beta": 1.0, "threshold": 20.0},
+            kinks=lambda beta, threshold: (threshold / beta,),
+            native=lambda dy, x, beta, threshold: aten.softplus_backward.default(dy, x, beta, threshold),
+        ),
+    ),
+    "softsign": Activation(
+        f=F.softsign,
+        df=lambda x: 1 / (1 + x.abs()) ** 2,
+        ddf=lambda x: -2 * torch.sign(x) / (1 + x.abs()) ** 3,
+        saves="input",
+        formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
+    ),
+    "hardtanh": Activation(
+        f=F.hardtanh, df=_clipped, ddf=_zero, saves="output",
+        formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
+        parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
+        native=_hardtanh_backward,
+        # A bound that is rounded in y no longer compares equal to itself.
+        unless=lambda low, high: not (_exact_in_16_bits(low) and _exact_in_16_bits(high)),
+        instead=Activation(
+            f=F.hardtanh, df=_clipped, ddf=_zero, saves="input",
+            formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
+            parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
+            native=_hardtanh_backward,
+        ),
+    ),
+    "relu6": Activation(
+        f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
+        formula="min(max(x, 0), 6)", derivative="1 if 0 < x < 6 else 0", source="torch.nn.ReLU6",
+        kinks=lambda: (0.0, 6.0),
+        native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
+    ),
+    "hardsigmoid": Activation(
+        f=_hardsigmoid,
+        df=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
+        ddf=_zero, saves="input",
+        formula="min(max(x + 3, 0), 6)/6", derivative="1/6 if -3 < x < 3 else 0", source="torch.nn.Hardsigmoid",
+        kinks=lambda: (-3.0, 3.0),
+        native=_hardsigmoid_backward,
+    ),
+    "hardswish": Activation(
+        f=F.hardswish, df=_hardswish_df, ddf=_hardswish_ddf, saves="input",
+        formula="x min(max(x + 3, 0), 6)/6", derivative="0 if x ≤ -3, 1 if x ≥ 3, else x/3 + 1/2",
+        source="torch.nn.Hardswish", kinks=lambda: (-3.0, 3.0),
+        native=lambda dy, x: aten.hardswish_backward.default(dy, x),
+    ),
+    "logsigmoid": Activation(
+        f=F.logsigmoid, df=lambda y: -torch.expm1(y), ddf=lambda y: -torch.exp(y), saves="output",
+        formula="log σ(x)", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
+    ),
+    "tanhshrink": Activation(
+        f=F.tanhshrink,
+        df=lambda x: torch.tanh(x) ** 2,
+        ddf=lambda x: 2 * torch.tanh(x) * (1 - torch.tanh(x) ** 2),
+        saves="input",
+        formula="x - tanh(x)", derivative="tanh²(x)", source="torch.nn.Tanhshrink",
+    ),
+    "hardshrink": Activation(
+        f=F.hardshrink, df=_nonzero, ddf=_zero, saves="output",
+        formula="x if |x| > λ else 0", derivative="1 if |x| > λ else 0", source="torch.nn.Hardshrink",
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
+        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+        unless=lambda lambd: lambd < 0,
+        instead=Activation(
+            f=F.hardshrink, df=lambda x, lambd: torch.ones_like(x), ddf=_zero, saves="input",
+            formula="x", derivative="1", source="torch.nn.Hardshrink with λ < 0", parameters={"lambd": -0.5},
+        ),
+    ),
+    "softshrink": Activation(
+        f=F.softshrink, df=_nonzero, ddf=_zero, saves="output",
+        formula="sign(x) max(|x| - λ, 0)", derivative="1 if |x| > λ else 0", source="torch.nn.Softshrink",
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
+        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+    ),
+    "sin": Activation(
+        f=torch.sin, df=torch.cos, ddf=lambda x: -torch.sin(x), saves="input",
+        formula="sin(x)", derivative="cos(x)", source="Sitzmann et al. 2020, arXiv:2006.09661",
+    ),
+}  # fmt: skip
+
+
+def lookup(name: str, parameters: tuple[float, ...] = ()) -> Activation:
+    """The row that serves ``name`` with these ``parameters``."""
+    row = ACTIVATIONS[name]
+    return row.instead if row.instead is not None and row.unless(*parameters) else row
