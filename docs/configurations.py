@@ -18,7 +18,7 @@ from bp_torch.recipes import schedules
 DOCS = Path(__file__).resolve().parent
 CONFIGS = DOCS.parent / "recipes" / "configs" / "techniques"
 NOTICE = "<!-- Written by `python docs/configurations.py` from recipes/configs. Change those. -->"
-EPOCHS, STEPS = 100, 1900  # of the digits recipe: 1,167 training rows in batches of 64
+EPOCHS, STEPS = 150, 2850  # of the digits recipe: 1,167 training rows in batches of 64
 RUNS = {
     "l1": "share of zeros by layer, from the report of its command with seed 10",
     "lr_finder": "loss against learning rate, from the report of its command with seed 10",
