@@ -105,8 +105,8 @@ WAVES = {"triangular": lambda c, t: 1.0, "triangular2": lambda c, t: 0.5 ** (c -
 
 def wave(mode: str) -> Callable[[int, int], float]:
     def factor(t: int, total: int) -> float:
-        cycle = math.floor(1 + t / 200)
-        height = max(0.0, 1 - abs(t / 100 - 2 * cycle + 1)) * WAVES[mode](cycle, t)
+        cycle = math.floor(1 + t / 190)
+        height = max(0.0, 1 - abs(t / 95 - 2 * cycle + 1)) * WAVES[mode](cycle, t)
         return 0.1 + 0.9 * height  # low is 0.0003, the rate 0.003
 
     return factor
@@ -134,7 +134,7 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
     "cyclic_triangular2": wave("triangular2"),
     "cyclic_exp_range": wave("exp_range"),
     "one_cycle": one_cycle,
-    "cosine_restarts": lambda t, total: half_cosine(t % 20, 20),
+    "cosine_restarts": lambda t, total: half_cosine(t % 30, 30),
 }
 """Each schedule's formula: the learning rate at t of total, as a share of the optimizer's."""
 
