@@ -184,11 +184,12 @@ def test_physics_learns() -> None:
 @pytest.mark.recipes
 @pytest.mark.timeout(3600)
 def test_physics_in_full() -> None:
-    results = repeat("physics", "--seeds", "0,1,2")
+    results = repeat("physics", "--seeds", "0,1,2,3,4")
     ours = results.pop(OURS)["relative L2 error"]
     assert ours["mean"] <= 1e-2
+    assert max(ours["values"]) <= 2e-2
     told = next(scores for name, scores in results.items() if name.startswith("GaussianProcess"))
-    assert told["relative L2 error"]["better"] == 3
+    assert told["relative L2 error"]["better"] == 5
 
 
 @pytest.mark.recipes
