@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ..report import Outcome, Section
 
 
+PLAIN_SCALE = 4.0
+"""Of weights without ratios: rows of norm 1 would be learned from too slowly."""
+
+
 class Reviews(Data):
     """Reviews of fine foods: 4,000 to learn from, 1,000 to test; 1 is "great" (5 stars), 65 % of them. No download.
 
@@ -46,7 +50,9 @@ class Reviews(Data):
     with n⁺_j, n⁻_j the number of reviews of class 1 and 0 that have the n-gram, k over the n-grams of its kind, and g²
     the kind's mean of Σ_j (t_ij r_j)² over reviews. So an n-gram that speaks for neither class weighs nothing. Without
     `smoothing`, w = t. A recorded row holds the n-grams of a review as (index from 1, w) for the `length` of greatest
-    |w|, with zeros behind where there are fewer.
+    |w|, with zeros behind where there are fewer. Behind these it holds once more, without ratios, the `plain` n-grams
+    of words of greatest t, as (index, 4 t): networks that differ in what they see err differently, so their mean is
+    better than either.
 
     Args:
         batch_size: rows in a mini-batch; ≥ 2.
@@ -55,6 +61,7 @@ class Reviews(Data):
         ends: words at the beginning and at the end of a review that count for themselves; 0 leaves both kinds out.
         length: n-grams of a review that the network sees at most.
         smoothing: α > 0; None leaves the log-count ratios out.
+        plain: n-grams of words that are recorded without ratios as well; 0 for none.
         seed: governs the validation split and order; None takes the number last given to `torch.manual_seed`.
 
     Sources: J. McAuley and J. Leskovec, From Amateurs to Connoisseurs, 2013; `training_data` and `testing_data` of R's
@@ -72,21 +79,24 @@ class Reviews(Data):
         ends: int = 20,
         length: int = 2_000,
         smoothing: float | None = 3.0,
+        plain: int = 600,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         check_fractions(batch_size, val_fraction)
-        least_of = (("words", words, 0), ("characters", characters, 0), ("ends", ends, 0), ("length", length, 1))
-        for name, number, least in least_of:
+        least_of = {"words": 0, "characters": 0, "ends": 0, "length": 1, "plain": 0}
+        for (name, least), number in zip(least_of.items(), (words, characters, ends, length, plain), strict=True):
             if number < least:
                 raise ValueError(f"{name} must be at least {least}, got {number}")
         if not words and not characters:
             raise ValueError("words and characters must not both be 0")
+        if plain and not words:
+            raise ValueError(f"plain must be 0 where words is 0, got {plain}")
         if smoothing is not None and smoothing <= 0:
             raise ValueError(f"smoothing must be above 0, or null for none, got {smoothing}")
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.words, self.characters, self.ends, self.length = words, characters, ends, length
-        self.smoothing = smoothing
+        self.smoothing, self.plain = smoothing, plain
         self.seed = torch.initial_seed() if seed is None else seed
         self.baseline_probabilities: dict[str, np.ndarray] = {}
         self.splits = {}
@@ -152,17 +162,15 @@ class Reviews(Data):
         """w of a table of TF-IDF, as in the class's docstring."""
         return (table @ diags(self.scales)).tocsr()
 
+    @property
+    def plain_features(self) -> int:
+        """How many n-grams of words there are, which come first; 0 if none are recorded without ratios."""
+        return len(self.vectorizers[0].vocabulary_) if self.plain else 0
+
     def record(self, table: csr_matrix) -> Tensor:
-        """(N, 2, length) of a table of TF-IDF: indices from 1, then weights, the heaviest n-grams of each row."""
-        table = self.weigh(table)
-        rows = torch.zeros(table.shape[0], 2, self.length)
-        for i in range(table.shape[0]):
-            part = slice(table.indptr[i], table.indptr[i + 1])
-            index, weight = table.indices[part], table.data[part]
-            heaviest = np.argsort(-np.abs(weight), kind="stable")[: self.length]
-            rows[i, 0, : len(heaviest)] = torch.from_numpy(index[heaviest] + 1.0)
-            rows[i, 1, : len(heaviest)] = torch.from_numpy(weight[heaviest])
-        return rows
+        """(N, 2, length + plain) of a table of TF-IDF: indices from 1, then weights, as in the class's docstring."""
+        weighed = heaviest(self.weigh(table), self.length)
+        return torch.cat([weighed, heaviest(PLAIN_SCALE * table[:, : self.plain_features], self.plain)], 2)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Logistic regression, a linear support vector machine and naive Bayes on the network's own n-grams.
@@ -201,6 +209,18 @@ class Reviews(Data):
         return results
 
 
+def heaviest(table: csr_matrix, length: int) -> Tensor:
+    """(N, 2, length): indices from 1, then weights, of the entries of greatest magnitude in each row; zeros behind."""
+    rows = torch.zeros(table.shape[0], 2, length)
+    for i in range(table.shape[0]):
+        part = slice(table.indptr[i], table.indptr[i + 1])
+        index, weight = table.indices[part], table.data[part]
+        order = np.argsort(-np.abs(weight), kind="stable")[:length]
+        rows[i, 0, : len(order)] = torch.from_numpy(index[order] + 1.0)
+        rows[i, 1, : len(order)] = torch.from_numpy(weight[order])
+    return rows
+
+
 def words_of(text: str, part: slice) -> str:
     """Some of a text's words, in lower case."""
     return " ".join(text.lower().split()[part])
@@ -236,8 +256,9 @@ class TextNetwork(torch.nn.Module):
         width: of the embeddings.
         hidden_features, activation, dropout, norm: of the dense layers, as in `bp_torch.nn.MLP`.
         ngram_dropout: see above.
+        start, stop: of the places of a recorded row that it sees; all of them if not given.
 
-    Shapes: input (N, 2 · length): indices from 1, then weights; output (N, 2).
+    Shapes: input (N, 2 · places): indices from 1, then weights; output (N, 2).
     """
 
     def __init__(
@@ -249,23 +270,26 @@ class TextNetwork(torch.nn.Module):
         dropout: float = 0.3,
         norm: str | None = None,
         ngram_dropout: float = 0.3,
+        start: int = 0,
+        stop: int | None = None,
     ) -> None:
         super().__init__()
+        self.places = slice(start, stop)
         self.embedding = nn.EmbeddingBag(features + 1, width, mode="sum", padding_idx=0)
         torch.nn.init.normal_(self.embedding.weight, std=0.01)
         self.ngram_dropout = nn.Dropout(ngram_dropout)
         self.dense = nn.MLP(width, hidden_features, 2, activation=activation, dropout=dropout, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        index, weight = x.unflatten(1, (2, -1)).unbind(1)
+        index, weight = x.unflatten(1, (2, -1))[:, :, self.places].unbind(1)
         return self.dense(self.embedding(index.long(), per_sample_weights=self.ngram_dropout(weight)))
 
     def influence(self, rows: Tensor) -> Tensor:
-        """How much each n-gram speaks for class 1 in these rows (N, 2, length): (features,).
+        """How much each n-gram speaks for class 1 in these rows (N, 2, places): (features,).
 
         Of n-gram j, Σ over rows of w_j ∂z/∂w_j / N, with z the log odds: to first order, what it adds to them.
         """
-        index, weight = rows.unbind(1)
+        index, weight = rows[:, :, self.places].unbind(1)
         index, weight = index.long(), weight.clone().requires_grad_()
         training = self.training
         self.eval()
@@ -278,7 +302,16 @@ class TextNetwork(torch.nn.Module):
 
 
 class TextEnsemble(Mean):
-    """Several `TextNetwork`s, whose probabilities are averaged. Args: `members`, how many; the others are theirs."""
+    """Several `TextNetwork`s, whose probabilities are averaged.
+
+    Args:
+        members: how many see the weights with ratios, the first `length` places of a recorded row.
+        features: how many n-grams there are.
+        plain_members: how many see the words without ratios, the places behind.
+        plain_features: how many n-grams of words there are.
+        length: as in `Reviews`.
+        The others: as in `TextNetwork`.
+    """
 
     def __init__(
         self,
@@ -290,11 +323,13 @@ class TextEnsemble(Mean):
         dropout: float = 0.7,
         norm: str | None = None,
         ngram_dropout: float = 0.7,
+        plain_members: int = 0,
+        plain_features: int = 0,
+        length: int = 2_000,
     ) -> None:
-        super().__init__(
-            TextNetwork(features, width, hidden_features, activation, dropout, norm, ngram_dropout)
-            for _ in range(members)
-        )
+        common = (width, hidden_features, activation, dropout, norm, ngram_dropout)
+        weighed = [TextNetwork(features, *common, stop=length) for _ in range(members)]
+        super().__init__(weighed + [TextNetwork(plain_features, *common, start=length) for _ in range(plain_members)])
 
 
 class ReviewTask(BinaryClassifier):
@@ -305,11 +340,20 @@ class ReviewTask(BinaryClassifier):
 
     def check(self, data: Data) -> None:
         assert isinstance(data, Reviews)
+        key = "model.init_args.network.init_args"
         for network in self.network.modules():
-            if isinstance(network, TextNetwork) and network.embedding.num_embeddings <= len(data.names):
+            if not isinstance(network, TextNetwork):
+                continue
+            plain, bound = network.places.start > 0, network.places.start or network.places.stop
+            if bound not in (None, data.length):
+                raise ConfigError(f"{key}.length: must be the data's, {data.length}, got {bound}")
+            if plain and not data.plain:
+                raise ConfigError(f"{key}.plain_members: must be 0 where the data's plain is 0")
+            name, needed = ("plain_features", data.plain_features) if plain else ("features", len(data.names))
+            if network.embedding.num_embeddings <= needed:
                 raise ConfigError(
-                    f"model.init_args.network.init_args.features: must be at least {len(data.names)}, the number of "
-                    f"n-grams, got {network.embedding.num_embeddings - 1}"
+                    f"{key}.{name}: must be at least {needed}, the number of n-grams, got "
+                    f"{network.embedding.num_embeddings - 1}"
                 )
         super().check(data)
 
@@ -320,7 +364,10 @@ class ReviewTask(BinaryClassifier):
         assert isinstance(data, Reviews)
         networks = [module for module in self.network.modules() if isinstance(module, TextNetwork)]
         if networks:
-            influence = torch.stack([network.influence(data.splits["val"][0]) for network in networks]).mean(0)
+            influence = torch.zeros(max(network.embedding.num_embeddings for network in networks))
+            for network in networks:
+                one = network.influence(data.splits["val"][0])
+                influence[: len(one)] += one / len(networks)
             figure = influence_figure(influence[: len(data.names)].numpy(), data.names, data.classes)
             sections.append(Section("ngrams", "What speaks for what", figure))
         return [*sections, Section("misread", "Misread", None, self._misread(outcome.outputs, data))]
