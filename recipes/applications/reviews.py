@@ -123,7 +123,7 @@ class Reviews(Data):
         for vectorizer in self.vectorizers:
             vectorizer.fit(self.texts["train"])
         self.names = [
-            f"{name} ({kind})" if kind in ("beginning", "end") else str(name)
+            str(name) if kind == "words" else f"{name} ({kind})"
             for kind, vectorizer in kinds.items()
             for name in vectorizer.get_feature_names_out()
         ]
