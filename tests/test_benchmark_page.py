@@ -33,6 +33,19 @@ def measured(name: str, provider: str, **columns: object) -> dict[str, Any]:
     return row | {"floor_bytes": 2 * 10**9, "floor_operations": 10**9} | columns
 
 
+def test_bars_start_at_torchs_own_speed() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    one = {"status": "measured", "speedup": 4.0}
+    figures.ratios(axes, {"a": {"bp_torch": one, "compile": one | {"speedup": 0.25}}, "b": {"bp_torch": one}})
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
+    assert ends[:3] == [(1, 4), (1, 0.25), (1, 4)]
+    low, high = axes.get_xlim()
+    assert low < 0.25 < 4 < high
+    assert {text.get_text() for text in axes.texts} == {"4.00", "0.25"}
+
+
 def test_targets_are_met_or_missed_by_the_worst_row() -> None:
     def told(target: targets.Target, *rows: dict[str, Any]) -> tuple[object, ...]:
         outcome = targets.outcome(target, list(rows))

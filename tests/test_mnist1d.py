@@ -160,18 +160,10 @@ def test_mnist1d_learns(name: str, epochs: str, signals: MNIST1D) -> None:
 
 @pytest.mark.recipes
 @pytest.mark.timeout(3600)
-def test_mnist1d_dense_in_full() -> None:
-    results = repeat("mnist1d", "--seeds", "0,1,2,3,4")
+@pytest.mark.parametrize(("name", "accuracy"), [("mnist1d", 0.9372), ("mnist1d_cnn", 0.984)])
+def test_mnist1d_in_full(name: str, accuracy: float) -> None:
+    results = repeat(name, "--seeds", "0,1,2,3,4")
     ours = results.pop(OURS)["accuracy"]
-    assert ours["mean"] >= 0.93
-    assert min(ours["values"]) >= 0.92
-    assert all(scores["accuracy"]["better"] == 5 for scores in results.values())
-
-
-@pytest.mark.recipes
-@pytest.mark.timeout(3600)
-def test_mnist1d_cnn_in_full() -> None:
-    results = repeat("mnist1d_cnn", "--seeds", "0,1,2,3,4")
-    ours = results.pop(OURS)["accuracy"]
-    assert ours["mean"] >= 0.98
+    assert ours["mean"] == pytest.approx(accuracy, abs=0.005)
+    assert min(ours["values"]) >= accuracy - 0.01
     assert all(scores["accuracy"]["better"] == 5 for scores in results.values())

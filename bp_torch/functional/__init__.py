@@ -15,15 +15,15 @@ from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
-from .activation import *  # noqa: F403
-from .batch_norm import *  # noqa: F403
-from .dense import *  # noqa: F403
-from .dropout import *  # noqa: F403
-from .loss import *  # noqa: F403
-from .mlp import *  # noqa: F403
-from .penalty import *  # noqa: F403
-from .residual import *  # noqa: F403
-from .softmax import *  # noqa: F403
+from .activation import *
+from .batch_norm import *
+from .dense import *
+from .dropout import *
+from .loss import *
+from .mlp import *
+from .penalty import *
+from .residual import *
+from .softmax import *
 
 _MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _residual, _softmax)
 

@@ -8,7 +8,7 @@ import torch.nn as _torch
 
 if TYPE_CHECKING:
     # To a type checker a class of ours is its parent of the same name, whose interface it has.
-    from torch.nn import *  # noqa: F403
+    from torch.nn import *
 
 from .. import functional as functional  # type: ignore[no-redef]
 from . import activation as _activation
@@ -20,15 +20,15 @@ from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
-from .activation import *  # noqa: F403
-from .batch_norm import *  # noqa: F403
-from .dense import *  # noqa: F403
-from .dropout import *  # noqa: F403
-from .loss import *  # noqa: F403
-from .mlp import *  # noqa: F403
-from .penalty import *  # noqa: F403
-from .residual import *  # noqa: F403
-from .softmax import *  # noqa: F403
+from .activation import *
+from .batch_norm import *
+from .dense import *
+from .dropout import *
+from .loss import *
+from .mlp import *
+from .penalty import *
+from .residual import *
+from .softmax import *
 
 _MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _residual, _softmax)
 _OURS = [name for module in _MODULES for name in module.__all__]
