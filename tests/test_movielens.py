@@ -98,6 +98,21 @@ def test_unseen_pairs_of_a_batch_are_not_training_ratings(films: movielens.Movie
     assert not any((int(u), int(f)) in rated for u, f in drawn[:, :2].tolist())
 
 
+def test_network_is_what_its_formulas_say(films: movielens.MovieLens) -> None:
+    network = movielens.RatingNetwork(width=4, hidden_features=[3]).eval()
+    torch.nn.init.normal_(network.user_bias.weight)
+    torch.nn.init.normal_(network.film_bias.weight)
+    (x,) = films.prepare(films.splits["val"][0][:20])
+    user, film, f = x[:, 0].long(), x[:, 1].long(), x[:, 2:]
+    bias = network.user_bias.weight[user] + network.film_bias.weight[film]
+    p, q = network.user.weight[user], network.film.weight[film] + network.of_features(f)
+    rating = bias[:, 0] + network.dense(torch.cat([p, q, p * q, f], 1))[:, 0]
+    p, q = network.seen_user.weight[user], network.seen_film.weight[film] + network.seen_of_features(f)
+    seen = bias[:, 1] + (p * q).sum(1)
+    torch.testing.assert_close(network.both(x), torch.stack([rating, seen], 1))
+    torch.testing.assert_close(network(x), rating[:, None])
+
+
 def test_decay_of_embeddings_and_of_dense_layers() -> None:
     network = movielens.RatingNetwork(width=4, hidden_features=[3])
     make = lambda groups: torch.optim.AdamW(groups, weight_decay=3.0)  # noqa: E731
