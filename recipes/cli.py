@@ -164,7 +164,7 @@ class RecipeCLI(LightningCLI):
             (self.run / name).write_text(f"# {self.command}\n{config}", "utf-8")
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, beside the baselines, and tell."""
+        """Test the checkpoint that counts as the best, beside the baselines, and tell."""
         if self.settings.trainer.fast_dev_run:
             return
         reason, checkpoints = stop_reason(self.trainer), self.callback(Checkpoints)

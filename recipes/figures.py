@@ -42,7 +42,7 @@ def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
         train, val = [row[f"train_{metric}"] for row in rows], [row[f"val_{metric}"] for row in validated]
         axes.plot([row["epoch"] for row in rows], train, color=TRAIN, label="training (augmentation and dropout on)")
         axes.plot([row["epoch"] for row in validated], val, color=VAL, label="validation")
-        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
+        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"tested weights (epoch {best_epoch})")
         if metric in test:
             text = f"{test[metric]:.2%}" if metric == "accuracy" else f"{test[metric]:.4f}"
             axes.plot(best_epoch, test[metric], "*", color=TEST, markersize=12, label=f"test: {text}", zorder=3)
@@ -111,7 +111,7 @@ def sparsity(rows: Rows, best_epoch: int = 0) -> Figure:
         axes.plot(epochs, [row[name] for row in rows], color=colour, label=name.removeprefix("sparsity/"))
     axes.plot(epochs, [row["sparsity"] for row in rows], color="black", linewidth=2, label="all")
     if best_epoch:
-        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"best checkpoint (epoch {best_epoch})")
+        axes.axvline(best_epoch, color="gray", linestyle=":", label=f"tested weights (epoch {best_epoch})")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1)
     axes.legend(title="first layer to last", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)

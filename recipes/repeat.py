@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2, 3, 4)
 LOWER = {"brier", "cost", "ece", "error", "loss", "mae", "mse", "perplexity", "rmse", "seconds"}
 """A metric with one of these words in its name is better when lower; every other when higher."""
 
-OURS = "this run, best checkpoint"
+OURS = "this run"
 
 
 @dataclass

@@ -60,14 +60,14 @@ class Outcome:
     @property
     def results(self) -> dict[str, dict[str, float]]:
         """The metrics on the test split: this run's first, then each baseline's."""
-        return {"this run, best checkpoint": self.test} | self.baselines
+        return {"this run": self.test} | self.baselines
 
     @property
     def facts(self) -> dict[str, str]:
         """What else to know, in the order in which it is told."""
         rows = {name: len(tensors[0]) for name, tensors in self.data.splits.items()}
         return {
-            "epochs run": f"{len(self.history)}, the best was {self.best_epoch}",
+            "epochs run": f"{len(self.history)}, tested after epoch {self.best_epoch}",
             "why it stopped": self.reason,
             "training time": f"{self.seconds:.0f} s, with validation, on {torch.get_num_threads()} CPU thread(s)",
             "parameters": f"{self.parameters:,}",

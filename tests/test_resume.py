@@ -202,7 +202,7 @@ def test_finished_runs_do_not_train_on(uninterrupted: Path, tmp_path: Path) -> N
     assert run(cli.main, command(stopped, *early, "--ckpt_path", "last", "--report", "true")) == 0
     assert without_times(load(stopped, "last")["state_dict"]) == weights
     report = (stopped / "version_0" / "report.md").read_text()
-    assert "| epochs run | 2, the best was 2 |" in report
+    assert "| epochs run | 2, tested after epoch 2 |" in report
     assert "| why it stopped | val_loss had not improved for 1 epochs |" in report
 
 

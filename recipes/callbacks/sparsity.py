@@ -153,7 +153,7 @@ class SparsityReport(Callback):
     def report_sections(self, outcome: Outcome) -> list[Section]:
         from ..report import Section
 
-        text = [f"Of the best checkpoint, epoch {outcome.best_epoch}:", "", *table(outcome.task)]
+        text = [f"Of the tested weights, epoch {outcome.best_epoch}:", "", *table(outcome.task)]
         return [Section("sparsity", "Sparsity by layer", figures.sparsity(outcome.history, outcome.best_epoch), text)]
 
     def state_dict(self) -> dict[str, Any]:

@@ -142,8 +142,7 @@ def gap_figure(cells: Cells) -> Figure:
     tidy(accuracy, "Gap in accuracy", "training - test accuracy")
     bars(test, cells, names, [("test_accuracy", "", ACCENT)], percent=True)
     tidy(test, "Test accuracy", "test accuracy")
-    low = min(v for name in names for v in cells.of(name, "test_accuracy"))
-    test.set_xlim(max(0.0, low - 0.05), 1)
+    test.set_xlim(0, 1)
     return figure
 
 
