@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import statistics
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +27,8 @@ BATCHES = 3
 DRAWS = 16
 """Losses with dropout that are drawn of both, to compare their means."""
 
-BATCH_NORMS = (bp_torch.nn.BatchNormAct1d, bp_torch.nn.BatchNormAct2d, bp_torch.nn.BatchNormAct3d)
-FUSED = (bp_torch.nn.Dense, *BATCH_NORMS)
+WITH_DROPOUT = ("batch_norm_act", "dense", "dropout", "dropout_add", "residual")
+"""The functions whose masks are checked: what a converted model drops out by."""
 
 
 class Training:
@@ -140,7 +142,7 @@ class Training:
         spread = math.sqrt(sum(statistics.variance(values) for values in losses) / DRAWS)
         if not abs(difference) <= 6 * spread:
             return f"the mean loss with dropout is off by {difference:.3g}, allowed 6 x {spread:.3g}"
-        return dropout_fault(net, self.model.p, lambda: loss(*self.batch)) if name == "bp_torch" else ""
+        return dropout_fault(self.model.p, lambda: loss(*self.batch)) if name == "bp_torch" else ""
 
     def inexact(self, name: str, times: float, batch: tuple[Tensor, ...]) -> str:
         """What is less exact than allowed, without dropout; or ""."""
@@ -171,20 +173,29 @@ class Training:
         return {what: t.detach().clone() for what, t in found.items()}
 
 
-def dropout_fault(net: Module, p: float, run: Callable[[], object]) -> str:
+def dropout_fault(p: float, run: Callable[[], object]) -> str:
     """What is wrong with the masks of a converted model, whose dropout should have probability p, in one run; or "".
 
-    Each layer that has dropout also computes its result without it; the share of the nonzero elements that dropout
-    kept must be 1 - p within six standard deviations, and what was kept must be 1 / (1 - p) times as large.
+    Each function that drops out also computes its result without dropout; the share of the nonzero elements that
+    dropout kept must be 1 - p within six standard deviations, and what was kept must be 1 / (1 - p) times as large.
     """
     faults: list[str] = []
     checked: list[str] = []
 
-    def watch(name: str) -> Callable[[Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            if not module.training:
-                return
-            base = undropped(module, inputs)
+    def watched(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        signature = inspect.signature(function)
+
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            drops = given.arguments.get("dropout_training")
+            if not (given.arguments["training"] if drops is None else drops) or given.arguments["p"] == 0:
+                return function(*args, **kwargs)
+            without = given.arguments | {"p": 0.0}
+            for statistic in ("running_mean", "running_var"):  # moved once, by the call that counts
+                if without.get(statistic) is not None:
+                    without[statistic] = without[statistic].clone()
+            base, y = function(**without), function(*args, **kwargs)
             checked.append(name)
             there = base != 0
             kept = y != 0
@@ -197,34 +208,17 @@ def dropout_fault(net: Module, p: float, run: Callable[[], object]) -> str:
             allowed = 2 * torch.finfo(y.dtype).eps * base.double().norm().item()
             if not error <= allowed:
                 faults.append(f"dropout in {name}: what was kept is off by {error:.3g}, allowed {allowed:.3g}")
+            return y
 
-        return hook
+        return call
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in net.named_modules()
-        if isinstance(module, torch.nn.Dropout) or (isinstance(module, FUSED) and module.dropout)
-    ]
+    originals = {name: getattr(bp_torch.functional, name) for name in WITH_DROPOUT}
     try:
+        for name, function in originals.items():
+            setattr(bp_torch.functional, name, watched(name, function))
         with torch.no_grad():
             run()
     finally:
-        for handle in handles:
-            handle.remove()
-    return faults[0] if faults else "" if checked else "no layer of the converted model has dropout"
-
-
-def undropped(module: Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """What a layer in training gives without its dropout; batch norm still by the statistics of its inputs."""
-    if not isinstance(module, BATCH_NORMS):
-        module.eval()
-        y = module.forward(*inputs)
-        module.train()
-        return y
-    p, buffers = module.dropout, {name: b.clone() for name, b in module.named_buffers()}
-    module.dropout = 0.0
-    y = module.forward(*inputs)
-    module.dropout = p
-    for name, b in module.named_buffers():
-        b.copy_(buffers[name])
-    return y
+        for name, function in originals.items():
+            setattr(bp_torch.functional, name, function)
+    return faults[0] if faults else "" if checked else "nothing in the converted model drops out"

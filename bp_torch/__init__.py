@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import functional, nn
 from ._conversion_report import conversion_report
 from .backends import backend, batch_invariant, warmup
-from .conversion import convert, revert
+from .conversion import convert, revert, reverted
 
 if TYPE_CHECKING:
     from .verification import assert_correct, check
@@ -26,6 +26,7 @@ __all__ = [
     "functional",
     "nn",
     "revert",
+    "reverted",
     "warmup",
 ]
 

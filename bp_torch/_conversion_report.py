@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from . import conversion as c
+from . import conversion, fusion
 
 __all__ = ["ConversionReport", "ConversionRow", "conversion_report"]
 
@@ -25,11 +25,10 @@ _CONTAINERS = (
 
 @dataclass(frozen=True)
 class ConversionRow:
-    """One module: its path, its class before and now, ``replaced``, ``fused`` or ``left``, and why or with what."""
+    """One module: its path, its class, ``replaced`` (its forward), ``fused`` or ``left``, and why or with what."""
 
     path: str
-    original: str
-    now: str
+    module: str
     status: str
     why: str
 
@@ -58,8 +57,8 @@ class ConversionReport:
         return sum(row.status == status for row in self.rows)
 
     def __str__(self) -> str:
-        head = ("module", "was", "is", "status", "why")
-        table = [head, *((r.path or "(model)", r.original, r.now, r.status, r.why) for r in self.rows)]
+        head = ("path", "module", "status", "why")
+        table = [head, *((r.path or "(model)", r.module, r.status, r.why) for r in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
         lines = ["  ".join(row).rstrip() for row in cells]
@@ -72,63 +71,85 @@ class ConversionReport:
 def conversion_report(model: Module) -> ConversionReport:
     """What :func:`convert` did to ``model``, module by module, read from the model as it is now.
 
-    A row for each module that has a counterpart, is a subclass of one, or has parameters or no children. Containers
-    have none. A module that is used at several places has a row for each.
+    ``replaced``: it computes as its counterpart in bp_torch.nn does; ``fused``: with what comes before or after it;
+    ``left``: as torch's. A row for each module that has a counterpart, is a subclass of one, or has parameters or no
+    children. Containers have none. A module that is used at several places has a row for each.
 
     Raises:
         TypeError: ``model`` is not a Module.
     """
-    c._check_module("conversion_report", model)
-    paths = {id(module): path for path, module in model.named_modules()}
-    into = {id(part): head for head in model.modules() for part in c._absorbed(head)}
-    unfused = _why_not_fused(model, paths)
+    conversion._check_module("conversion_report", model)
+    fused, unfused = _fusions(model)
     rows = []
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _CONTAINERS) or "parametrizations" in path.split("."):
             continue
-        now = type(module).__name__
-        if c._FROM in vars(module):
-            status, why = "replaced", unfused.get(id(module), "")
-            if id(module) in into:
-                status, why = "fused", f"into {_named(paths, into[id(module)])}"
-            elif c._absorbed(module):
-                parts = ", ".join(_named(paths, part) for part in c._absorbed(module))
-                status, why = "fused", f"with {parts}" + (f"; {why}" if why else "")
-            rows.append(ConversionRow(path, c._origin(module).__name__, now, status, why))
-        elif _base(module) or type(module) in c._OURS.values() or module._parameters or not module._modules:
-            rows.append(ConversionRow(path, now, now, "left", _why_left(module)))
+        name = type(module).__name__
+        if path in fused:
+            why = "; ".join(filter(None, (fused[path], unfused.get(path, ""))))
+            rows.append(ConversionRow(path, name, "fused", why))
+        elif fusion.FORWARD in vars(module):
+            rows.append(ConversionRow(path, name, "replaced", unfused.get(path, "")))
+        elif _base(module) or _is_ours(module) or module._parameters or not module._modules:
+            rows.append(ConversionRow(path, name, "left", _why_left(module)))
     return ConversionReport(tuple(rows))
 
 
-def _why_not_fused(model: Module, paths: dict[int, str]) -> dict[int, str]:
-    """Why each Linear and batch norm is not fused with what follows, by id; nothing where nothing follows."""
-    uses, why = c._uses(model), {}
-    for parent in model.modules():
-        in_sequential = [head for head, _ in c._heads(parent)]
-        for child in parent._modules.values():
-            if child is not None and c._fused_class(child) is not None and child not in in_sequential:
-                why[id(child)] = f"not fused: called by the code of {_named(paths, parent)}, only Sequential is fused"
-    for parent in model.modules():
-        for head, following in c._heads(parent):
-            taken, obstacle = c._absorbable(head, following, uses)
-            if obstacle:
-                why[id(head)] = f"not fused: {obstacle}"
-            elif taken:
-                names = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in taken)
-                why[id(head)] = ("after revert, " if c._absorbed(head) else "") + f"could be fused with {names}"
-    return why
+def _fusions(model: Module) -> tuple[dict[str, str], dict[str, str]]:
+    """By path: what each module is fused with or into, and why a layer is not fused with what follows it."""
+    fused: dict[str, str] = {}
+    unfused: dict[str, str] = {}
+    for path, parent in model.named_modules(remove_duplicate=False):
+        placed = [(f"{path}.{name}" if path else name, child) for name, child in parent._modules.items() if child]
+        paths, children = [where for where, _ in placed], [child for _, child in placed]
+        forward = vars(parent).get("forward")
+        runs = forward is not None and forward is vars(parent).get(fusion.FORWARD)
+        for at, child in enumerate(children):
+            if type(child) not in fusion.HEADS:
+                continue
+            if not fusion.is_sequential(parent) or (forward is not None and not runs):
+                where = f"{repr(path) if path else 'the model'} ({type(parent).__name__})"
+                unfused[paths[at]] = f"not fused: called by the code of {where}, only Sequential is fused"
+                continue
+            *parts, obstacle = fusion.following(children, at)
+            end = at + 1 + sum(part is not None for part in parts)
+            if obstacle is None and end < len(children) and parts[1] is None and (why := _unknown_part(children[end])):
+                obstacle = children[end], why
+            if obstacle is not None:
+                blamed = "" if obstacle[0] is child else f"{paths[end]!r} ({type(obstacle[0]).__name__}) "
+                unfused[paths[at]] = f"not fused: {blamed}{obstacle[1]}"
+            named = ", ".join(f"{paths[i]!r} ({type(children[i]).__name__})" for i in range(at + 1, end))
+            if named and runs:
+                fused[paths[at]] = f"with {named}"
+                fused |= {paths[i]: f"into {paths[at]!r} ({type(child).__name__})" for i in range(at + 1, end)}
+            elif named:
+                unfused[paths[at]] = f"could be fused with {named}"
+    return fused, unfused
+
+
+def _unknown_part(part: Module) -> str:
+    """Why what might be an activation or a dropout cannot be computed with the layer before it."""
+    if type(part) in fusion.PARTS or _is_ours(part) or isinstance(part, torch.nn.MultiheadAttention):
+        return ""
+    if any(cls in fusion.PARTS for cls in type(part).__mro__):
+        return "is a subclass"
+    return "is not in the activation table" if type(part).__module__ == "torch.nn.modules.activation" else ""
 
 
 def _base(module: Module) -> type[Module] | None:
     """The class with a counterpart that the module is an instance of."""
-    return next((cls for cls in type(module).__mro__ if cls in c.COUNTERPARTS), None)
+    return next((cls for cls in type(module).__mro__ if cls in conversion.COUNTERPARTS), None)
+
+
+def _is_ours(module: Module) -> bool:
+    return type(module) in conversion._OURS.values()
 
 
 def _why_left(module: Module) -> str:
     base = _base(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
-    if type(module) in c._OURS.values():
+    if _is_ours(module):
         return "is bp_torch's own"
     if base is None:
         return f"no Function for {type(module).__name__}"
@@ -139,8 +160,3 @@ def _why_left(module: Module) -> str:
     if parametrize.is_parametrized(module):
         return "parametrized: only exact types are converted"
     return f"subclass of {base.__name__}: only exact types are converted"
-
-
-def _named(paths: dict[int, str], module: Module) -> str:
-    path = paths.get(id(module))
-    return f"{'what is no longer in the model' if path is None else c._shown(path)} ({c._origin(module).__name__})"

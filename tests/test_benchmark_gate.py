@@ -53,24 +53,24 @@ def test_the_gate_sees_wrong_gradients_and_wrong_dropout() -> None:
     assert "is torch.float64" in faulty(dropout, ours=lambda x, p: bpF.dropout(x, p).double())
 
 
-def test_the_gate_sees_wrong_masks_in_models() -> None:
+def test_the_gate_sees_wrong_masks_in_models(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Training(MODELS["mlp"], "cpu", torch.float32)
-    net, loss = case.prepared("bp_torch", case.initial)
-    assert training.dropout_fault(net, 0.5, lambda: loss(*case.batch)) == ""
-    assert "expected 0.7500" in training.dropout_fault(net, 0.25, lambda: loss(*case.batch))
+    _, loss = case.prepared("bp_torch", case.initial)
+    assert training.dropout_fault(0.5, lambda: loss(*case.batch)) == ""
+    assert "dropout in dense kept" in training.dropout_fault(0.25, lambda: loss(*case.batch))
 
-    class Wrong(torch.nn.Dropout):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.dropout(x, 0.4, self.training)
+    def wrong(input: torch.Tensor, p: float, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.nn.functional.dropout(input, 0.8 * p, training)
 
-    class Unscaled(torch.nn.Dropout):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * (1 - self.p) if self.training else x
+    def unscaled(input: torch.Tensor, p: float, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.nn.functional.dropout(input, p, training) * (1 - p)
 
     x = torch.randn(64, 64)
-    for wrong, message in ((Wrong(0.5), "expected 0.5"), (Unscaled(0.5), "is off by")):
-        assert message in training.dropout_fault(torch.nn.Sequential(wrong), 0.5, lambda wrong=wrong: wrong(x))  # type: ignore[misc]
-    assert "no layer" in training.dropout_fault(torch.nn.Sequential(torch.nn.ReLU()), 0.5, lambda: None)
+    for function, message in ((wrong, "expected 0.5"), (unscaled, "is off by")):
+        monkeypatch.setattr(bpF, "dropout", function)
+        assert message in training.dropout_fault(0.5, lambda: bp_torch.nn.Dropout(0.5)(x))
+        assert bpF.dropout is function
+    assert "nothing" in training.dropout_fault(0.5, lambda: bp_torch.nn.ReLU()(x))
 
 
 def test_the_gate_sees_a_converted_model_with_another_probability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,13 +78,13 @@ def test_the_gate_sees_a_converted_model_with_another_probability(monkeypatch: p
 
     def wrong(model: torch.nn.Module) -> torch.nn.Module:
         for module in convert(model).modules():
-            if isinstance(module, bp_torch.nn.Dense):
-                module.dropout = 0.9 * module.dropout
+            if isinstance(module, torch.nn.Dropout):
+                module.p *= 0.9
         return model
 
     monkeypatch.setattr(bp_torch, "convert", wrong)
     case = Training(MODELS["mlp"], "cpu", torch.float32)
-    assert "dropout in 0" in case.candidate("bp_torch").fault(2)
+    assert "dropout in dense" in case.candidate("bp_torch").fault(2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -99,7 +99,7 @@ def test_both_models_have_the_same_weights_and_steps(dtype: torch.dtype) -> None
     for a, b in zip(nets[0][0].parameters(), nets[1][0].parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.dtype == torch.float32
-    assert any(type(m).__module__.startswith("bp_torch") for m in nets[1][0].modules())
+    assert bp_torch.conversion_report(nets[1][0]).count("fused") > 0
     candidate = case.candidate("bp_torch")
     assert candidate.fault(2) == ""
     candidate.runs["step"]()

@@ -25,57 +25,58 @@ __all__ = [
 ]
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """What these classes share: which statistics are used, and which are moved by how much."""
+def normalize(
+    module: Any,
+    input: Tensor,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+    p: float = 0.0,
+) -> Any:
+    """y = dropout(f(γ x̂ + β + residual)): what a batch norm module computes, torch.nn's own with ``convert``.
 
-    activation: str | None = None
-    activation_parameters: Mapping[str, float] = {}
-    dropout: float = 0.0
-    _bp_torch_absorbed: tuple[torch.nn.Module, ...] = ()
-    """Set by ``convert``: the modules whose work this one does."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._normalize(input)
-
-    def _normalize(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if (leaf := as_leaf(self, input, residual)) is not None:
-            return leaf
-        self._check_input_dim(input)
-        training = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = not self.training or self.track_running_stats
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
-        momentum = self._momentum()
-        p = self.dropout if self._drops() else 0.0
-        fused: dict[str, Any] = {"activation": self.activation, "activation_parameters": self.activation_parameters}
-        fused["p"] = p
-        if self.training and self._synchronized():
-            return functional.sync_batch_norm(
-                input, *running, self.weight, self.bias, residual, momentum, self.eps,
-                process_group=self.process_group, **fused,
-            )  # fmt: skip
-        if self.activation is None and residual is None and p == 0:
-            return functional.batch_norm(input, *running, self.weight, self.bias, training, momentum, self.eps)
-        return functional.batch_norm_act(
-            input, *running, self.weight, self.bias, residual, training, momentum, self.eps, **fused,
-            dropout_training=True,
+    Which statistics are used, and which are moved by how much, its attributes tell.
+    """
+    if (leaf := as_leaf(module, input, residual)) is not None:
+        return leaf
+    module._check_input_dim(input)
+    training = module.training or (module.running_mean is None and module.running_var is None)
+    tracked = not module.training or module.track_running_stats
+    running: tuple[Any, Any] = (module.running_mean, module.running_var) if tracked else (None, None)
+    momentum = _momentum(module)
+    fused: dict[str, Any] = {"activation": activation, "activation_parameters": activation_parameters, "p": p}
+    if module.training and _is_synchronized(module):
+        return functional.sync_batch_norm(
+            input, *running, module.weight, module.bias, residual, momentum, module.eps,
+            process_group=module.process_group, **fused,
         )  # fmt: skip
+    if activation is None and residual is None and p == 0:
+        return functional.batch_norm(input, *running, module.weight, module.bias, training, momentum, module.eps)
+    return functional.batch_norm_act(
+        input, *running, module.weight, module.bias, residual, training, momentum, module.eps, **fused,
+        dropout_training=True,
+    )  # fmt: skip
 
-    def _drops(self) -> bool:
-        """Whether dropout acts: in training. What ``convert`` absorbed has its own mode: ``eval()`` of a batch norm
-        freezes the statistics, and not the dropout behind it.
-        """
-        return self._bp_torch_absorbed[-1].training if self._bp_torch_absorbed else self.training
 
-    def _momentum(self) -> Any:
-        """Counts the batch; how far it moves the running statistics: by 1/batches for a cumulative average."""
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                return 1.0 / self.num_batches_tracked.double()
-        return 0.0 if self.momentum is None else self.momentum
+def _momentum(module: Any) -> Any:
+    """Counts the batch; how far it moves the running statistics: by 1/batches for a cumulative average."""
+    if module.training and module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        if module.momentum is None:
+            return 1.0 / module.num_batches_tracked.double()
+    return 0.0 if module.momentum is None else module.momentum
 
-    def _synchronized(self) -> bool:
+
+def _is_synchronized(module: torch.nn.Module) -> bool:
+    """Whether there are other ranks, whose rows count too."""
+    if not isinstance(module, (DistributedBatchNorm, torch.nn.SyncBatchNorm)):
         return False
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(module.process_group) > 1
+
+
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return normalize(self, input)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -105,6 +106,10 @@ class _Act(_BatchNorm):
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
 
+    activation: str | None = None
+    activation_parameters: Mapping[str, float] = {}
+    dropout: float = 0.0
+
     def __init__(
         self,
         num_features: int,
@@ -131,7 +136,10 @@ class _Act(_BatchNorm):
             self.dropout = dropout
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._normalize(input, residual)
+        if not isinstance(self, _Act):  # torch's SyncBatchNorm, which convert gave this forward
+            return normalize(self, input)
+        p = self.dropout if self.training else 0.0
+        return normalize(self, input, residual, self.activation, self.activation_parameters, p)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -185,9 +193,6 @@ class DistributedBatchNorm(_Act):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
 
-    def _synchronized(self) -> bool:
-        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
-
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
@@ -203,7 +208,7 @@ class DistributedBatchNorm(_Act):
         output = module
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             options: dict[str, Any] = {"process_group": process_group}
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _Act):
                 for name in ("activation", "activation_parameters", "dropout"):
                     options[name] = getattr(module, name)
             output = cls(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch import conversion, functional, nn
+from bp_torch import functional, fusion, nn
 from bp_torch.functional._common import activation_arguments
 from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.nn.mlp import HiddenLayer
@@ -24,7 +24,7 @@ from .backprop_records import Call, Layer, generator_state, set_generator_state
 def explain(call: Call) -> Layer | None:
     """The row of a call; None for containers and for layers that compute nothing."""
     cls = type(call.module)
-    if "forward" not in vars(call.module):
+    if vars(call.module).get("forward") is vars(call.module).get(fusion.FORWARD):  # none of its own
         for known, rule in RULES.items():
             if isinstance(call.module, known) and cls.forward is known.forward and call.dy is not None:
                 layer = rule(call)
@@ -131,7 +131,7 @@ def _activation(call: Call) -> Layer | None:
     """An activation module of torch.nn or bp_torch: y = f(x)."""
     module: Any = call.module
     known = next(cls for cls in type(module).__mro__ if cls in RULES)
-    name = conversion._ACTIVATION_KEYS[conversion.COUNTERPARTS.get(known, known)]
+    name = fusion.ACTIVATION_KEYS[known]
     if name == "gelu" and module.approximate == "tanh":
         name = "gelu_tanh"
     parameters = {key: getattr(module, key) for key in ACTIVATIONS[name].parameters}
@@ -169,9 +169,7 @@ def _batch_norm(call: Call) -> Layer | None:
     name = getattr(module, "activation", None)
     layer.forward += ["z = γ x̂ + β" + ("" if residual is None else " + r"), *([f"a = {name}(z)"] if name else [])]
     a, slope = _f(layer, name, getattr(module, "activation_parameters", {}), layer.z)
-    # A dropout that convert absorbed has its own mode.
-    drops = module._drops() if getattr(module, "_bp_torch_absorbed", ()) else call.training
-    p, last = getattr(module, "dropout", 0.0) if drops else 0.0, "a" if name else "z"
+    p, last = getattr(module, "dropout", 0.0) if call.training else 0.0, "a" if name else "z"
     terms, factor = [f"∂L/∂{last}", *([f"{name}′(z)"] if name else [])], torch.ones_like(x)
     if p > 0:
         factor = _replay(x, call.rng, lambda: functional.dropout(torch.ones_like(call.inputs["input"]), p, True))
@@ -205,7 +203,8 @@ def _dropout(call: Call) -> Layer | None:
     layer = Layer(call.name, type(module).__name__, ["y = x, in evaluation"], ["dx = ∂L/∂y"])
     factor: Tensor | float = 1.0
     if call.training and module.p > 0:
-        dropout = functional.dropout if isinstance(module, nn.Dropout) else torch.nn.functional.dropout
+        ours = isinstance(module, nn.Dropout) or fusion.FORWARD in vars(module)
+        dropout = functional.dropout if ours else torch.nn.functional.dropout
         factor = _replay(x, call.rng, lambda: dropout(torch.ones_like(call.inputs["input"]), module.p, True))
         layer.forward, layer.backward = ["y = m ⊙ x/(1 - p)"], ["dx = ∂L/∂y ⊙ m/(1 - p)"]
     layer.z, layer.a, layer.delta = x, call.output, call.dy.double() * factor
@@ -333,6 +332,5 @@ RULES: dict[Any, Callable[[Call], Layer | None]] = {
     nn.CrossEntropyLoss: _cross_entropy,
     torch.nn.MSELoss: _squared_error,
     nn.MSELoss: _squared_error,
-    **dict.fromkeys(conversion._ACTIVATION_KEYS, _activation),
-    **{cls: _activation for cls, ours in conversion.COUNTERPARTS.items() if ours in conversion._ACTIVATION_KEYS},
+    **dict.fromkeys(fusion.ACTIVATION_KEYS, _activation),
 }
