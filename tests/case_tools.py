@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from seeds import seeded
 from torch import Tensor
 
 from bp_torch.backends import current_backend, mask_of
@@ -55,7 +56,7 @@ def tensors(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> Call
     device = torch.get_default_device()
 
     def make() -> tuple[Tensor, ...]:
-        generator = torch.Generator("cpu").manual_seed(seed)
+        generator = seeded(seed)
         made = [torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for shape in shapes]
         return tuple((scale * t).to(device) for t in made)
 

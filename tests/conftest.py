@@ -1,4 +1,4 @@
-"""What every test shares: the backends, one thread, a fixed seed, and the skip of GPU tests.
+"""What every test shares: the backends, the number of threads, a fixed seed, and the skip of GPU tests.
 
 Each test runs twice, as ``test_x[torch]`` on the formulas and as ``test_x[triton]`` on the kernels, which take CPU
 tensors in Triton's interpreter. A module that says ``ONE_BACKEND = "why"`` runs as it is, and so does a test, on the
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from seeds import INPUTS_SEED
 
 import bp_torch
 
@@ -30,8 +31,8 @@ if not HAS_CUDA:
 
     interpreter.make_faster()
 
-# The workers of pytest-xdist already fill the cores.
-torch.set_num_threads(1)
+# One, because the workers of pytest-xdist already fill the cores.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 # A first call may compile or import for seconds, which says nothing about the example that was drawn.
 settings.register_profile("bp_torch", deadline=None, print_blob=True)
@@ -55,6 +56,12 @@ BACKENDS = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "one_backend(name, why): the test runs on this backend alone")
+
+
+def pytest_report_header() -> str:
+    """What a result may depend on beside the code."""
+    kernels, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"inputs: seed {INPUTS_SEED}; torch's CPU kernels: {kernels}; threads: {threads}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -114,6 +121,6 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.fixture(autouse=True)
 def _same_start(request: pytest.FixtureRequest) -> None:
     """The same random numbers and no compiled code, whatever ran before: tests run in random order."""
-    torch.manual_seed(0)
+    torch.manual_seed(INPUTS_SEED)
     if "compil" in request.node.name:
         torch._dynamo.reset()

@@ -37,11 +37,12 @@ from defects import (
     two_pass,
     whole,
 )
+from seeds import seeded
 from torch import Tensor
 
 
 def t(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from cases import widest, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seeds import seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -158,7 +159,7 @@ def test_any_shape_and_strides(shape, rows, channels, order, step_size, training
     size = (rows, channels, *shape)
     permutation = list(range(len(size)))
     order.shuffle(permutation)
-    generator = torch.Generator().manual_seed(rows)
+    generator = seeded(rows)
 
     def awkward(expand: bool = False) -> Tensor:
         stored = torch.full([size[d] * step_size for d in permutation], float("nan"), dtype=widest())
@@ -316,7 +317,7 @@ def test_third_derivative_equals_the_composed_formula() -> None:
         return bpF.batch_norm_act(x, None, None, training=True, eps=1e-3, activation="tanh").square()
 
     def third(f: Any) -> Tensor:
-        x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        x = torch.randn(6, 3, generator=seeded()).double().requires_grad_()
         g = f(x)
         weights = torch.arange(18, dtype=torch.float64).reshape(6, 3)
         for power in (1, 2, 3):

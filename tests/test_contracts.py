@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, on_device
+from seeds import seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
@@ -91,7 +92,7 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
 
 
 def upstream(result: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(11)
+    generator = seeded(11)
     return tuple(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in result)
 
 
@@ -278,7 +279,7 @@ def test_error_at_most_twice_torch(case: Case, backend: Setting, dtype: torch.dt
     exceed the bound, sixty more decide.
     """
     case = backend.on(case)
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     squares: list[Tensor] = []
     for draws in (4, 60):
         squares += [squared_errors(case, dtype, generator) for _ in range(draws)]

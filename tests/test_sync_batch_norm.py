@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from seeds import seeded
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -60,7 +61,7 @@ def _member(
 
 def data(rows: tuple[int, ...], seed: int) -> list[list[Tensor]]:
     """x, r and dy, each in one part a rank; the ranks' means differ, so that merging them matters."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
 
     def parts() -> list[Tensor]:
         return [10 * i + torch.randn(n, 3, 2, generator=generator).double() for i, n in enumerate(rows)]

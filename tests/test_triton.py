@@ -137,7 +137,6 @@ def test_seeds_come_from_torchs_generator() -> None:
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_dense_equals_its_parts(dtype: torch.dtype, key: str, p: float, with_residual: bool) -> None:
     """Forward, every gradient, and the gradient of a gradient penalty, with the mask that the kernels draw."""
-    torch.manual_seed(0)
     made = [torch.randn(shape, device=DEVICE).to(dtype) for shape in ((9, 5), (24, 5), (24,), (9, 24))]
     tensors = made if with_residual else made[:3]
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from seeds import seeded
 from torch import Tensor, nn
 
 
 def t(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=seeded(seed))
 
 
 def learn(tensor: Tensor) -> Tensor:
@@ -18,7 +19,7 @@ def learn(tensor: Tensor) -> Tensor:
 
 
 def classes(n: int, *shape: int) -> Tensor:
-    return torch.randint(n, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(n, shape, generator=seeded(1))
 
 
 def image() -> tuple[Any, ...]:
