@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import torch_activation
+from device import DEVICE
 from torch import Tensor
 
 import bp_torch
@@ -14,7 +15,6 @@ from bp_torch.functions.activation import ACTIVATIONS
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
