@@ -1,6 +1,8 @@
 # make demo      train the digits recipe and show its result
 # make test      lint, type-check and test: what CI runs
 # make test-recipes   train every recipe and hold it to its header; not part of make test
+# make test-triton-3.6   the kernels' tests with the oldest torch and Triton, in .venv-triton-3.6 (a download of 3 GB)
+# make launches  compile every launch of every layer for a GPU to its end; make test compiles the first stage
 # make kernels   compile every Triton kernel for four GPUs and write docs/kernels.md
 # Both create .venv on the first run and reuse it until pyproject.toml or constraints.txt changes.
 
@@ -11,7 +13,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types pytest test-recipes kernels format clean
+OLDEST := .venv-triton-3.6
+KERNEL_TESTS := $(wildcard tests/test_triton*.py) tests/test_launch.py tests/test_launches.py tests/test_compile_targets.py \
+	tests/test_batch_invariant.py
+
+.PHONY: help install demo test lint types pytest test-recipes test-triton-3.6 launches kernels format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +54,19 @@ pytest: $(STAMP)
 test-recipes: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m recipes
 
+# Where a pin of constraints-triton-3.6.txt differs from one of constraints.txt, it takes its place.
+$(OLDEST)/.installed: pyproject.toml constraints.txt constraints-triton-3.6.txt
+	$(PYTHON) -m venv $(OLDEST)
+	sed -n 's/^\(.*==\).*/^\1/p' constraints-triton-3.6.txt | grep -vf - constraints.txt | cat - constraints-triton-3.6.txt >$(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e '.[dev]'
+	touch $@
+
+test-triton-3.6: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(KERNEL_TESTS)
+
+launches: $(STAMP)
+	BP_TORCH_LAUNCHES=cubin OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/test_launches.py
+
 # In the interpreter nothing would be compiled.
 kernels: $(STAMP)
 	mkdir -p build
@@ -58,4 +77,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from device import DEVICE
 from seeds import seeded
 from torch import Tensor
 
@@ -69,8 +70,7 @@ SEED = 20250
 
 def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
     """A mask that is the same at each call and has both values: the one that the kernels draw from SEED."""
-    where_kernels_run = "cuda" if torch.cuda.is_available() else "cpu"
-    mask = random.mask(torch.tensor([SEED], device=where_kernels_run), shape, p).to(torch.get_default_device())
+    mask = random.mask(torch.tensor([SEED], device=DEVICE), shape, p).to(torch.get_default_device())
     assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
 

@@ -3,18 +3,24 @@
 Each test runs twice, as ``test_x[torch]`` on the formulas and as ``test_x[triton]`` on the kernels, which take CPU
 tensors in Triton's interpreter. A module that says ``ONE_BACKEND = "why"`` runs as it is, and so does a test, on the
 backend that it names, with ``@pytest.mark.one_backend("torch", "why")``.
+
+Where there is a GPU, ``test_x[triton]`` is skipped and the kernels run on the GPU: in tests marked ``gpu``, and in
+modules that make their tensors on ``DEVICE``, which are marked so here. ``-m gpu`` selects both.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 from hypothesis import settings
 from seeds import INPUTS_SEED
 
@@ -22,10 +28,8 @@ import bp_torch
 
 pytest_plugins = ["contracts"]
 
-HAS_CUDA = torch.cuda.is_available()
-
 # Triton reads this when a kernel is decorated, so it is set before any kernel is imported.
-if not HAS_CUDA:
+if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
     import interpreter
 
@@ -48,7 +52,7 @@ BACKENDS = {
             pytest.mark.filterwarnings(
                 r"ignore:bp_torch. backend 'triton' was asked for, but there are no \w+ kernels. the torch formulas run"
             ),
-            pytest.mark.skipif(HAS_CUDA, reason="the kernels run on the GPU here, not in the interpreter"),
+            pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run on the GPU here, not in the interpreter"),
         ],
     ),
 }
@@ -77,12 +81,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("recipes")]
         items[:] = [item for item in items if not item.get_closest_marker("recipes")]
         config.hook.pytest_deselected(items=left_out)
-    if HAS_CUDA:
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    needs_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if item.get_closest_marker("gpu"):  # item.keywords has the names of folders too
+            if DEVICE == "cpu":
+                item.add_marker(needs_gpu)
+        elif isinstance(item, pytest.Function) and hasattr(item.module, "DEVICE"):
+            item.add_marker("gpu")  # -m gpu: what the GPU shows that this machine has, if it has one
+
+
+EXTRAS = [line for line in requires("bp-torch") or () if re.search("extra == .(recipes|datasets)", line)]
+OPTIONAL = {re.split(r"[^\w-]", line)[0] for line in EXTRAS} | {"sklearn", "yaml"}
+"""Packages that the extras [recipes] and [datasets] alone install."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Outside CI a file that lacks a package of an extra is left out, and the summary says so."""
+    report = yield
+    missing = re.search(r"ModuleNotFoundError: No module named '(\w+)", str(report.longrepr)) if report.failed else None
+    if missing and missing[1] in OPTIONAL and "CI" not in os.environ:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 1, f"left out, because {missing[1]} is not installed: an extra has it")
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from device import DEVICE
 from exact import Result, assert_as_good_as_torch, wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from bp_torch.functions.activation import ACTIVATIONS
 
 ONE_BACKEND = "its own fixture `backend` runs every layer on both"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 ROWS = 40

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import device
 import pytest
 import torch
 from cases import CASES, Case, on_device
@@ -73,7 +74,7 @@ def backend(request: pytest.FixtureRequest, case: Case) -> Iterator[Setting]:
         return
     if case.function not in WITH_KERNELS:
         pytest.skip("no kernels: the torch formulas run")
-    if name == "triton" and torch.cuda.is_available():
+    if name == "triton" and device.DEVICE == "cuda":
         pytest.skip("the kernels run on the GPU here, not in the interpreter")
     with bp_torch.backend("triton"):
         yield Setting(name, torch.float32)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from device import DEVICE
 from triton.runtime.errors import OutOfResources
 
 import bp_torch
@@ -365,10 +366,9 @@ def test_warming_up_runs_forward_and_backward_kernels(monkeypatch: pytest.Monkey
         monkeypatch.setattr(
             kernels.elementwise, name, lambda *a, original=original, name=name: ran.append(name) or original(*a)
         )
-    device = "cpu" if kernels.INTERPRETED else "cuda"
-    model = nn.Dense(6, 4, activation="relu", dropout=0.5).to(device)
+    model = nn.Dense(6, 4, activation="relu", dropout=0.5).to(DEVICE)
     with bp_torch.backend("triton"):
-        bp_torch.warmup(model, torch.randn(8, 6, device=device))
+        bp_torch.warmup(model, torch.randn(8, 6, device=DEVICE))
     assert ran == ["forward", "backward_bias"]
 
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from cases import torch_activation
+from device import DEVICE
 
 import bp_torch
 from bp_torch import backends, nn
@@ -20,7 +21,6 @@ from bp_torch.functions.activation import ACTIVATIONS, lookup
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OTHER_PARAMETERS = {
     "leaky_relu": (-0.3,),

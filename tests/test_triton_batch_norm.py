@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import torch_activation
+from device import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeds import INPUTS_SEED
@@ -26,7 +27,6 @@ from bp_torch.triton_kernels.launch import TABLE, Block, ShapeClass
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KERNELS = kernels.batch_norm
 EPS = 1e-5

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from cases import torch_activation
+from device import DEVICE
 from torch import Tensor
 
 import bp_torch
@@ -18,7 +19,6 @@ from bp_torch.triton_kernels.launch import first_block
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 gemm = kernels.dense

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from device import DEVICE
 from torch import Tensor
 
 import bp_torch
@@ -16,7 +17,6 @@ from bp_torch import triton_kernels as kernels
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SHAPES: list[tuple[int, ...]] = [

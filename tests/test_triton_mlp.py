@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import torch_activation
+from device import DEVICE
 from exact import Result
 from exact import assert_as_good_as_torch as judge
 from torch import Tensor
@@ -16,7 +17,6 @@ from bp_torch.functions.activation import ACTIVATIONS
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

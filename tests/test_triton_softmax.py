@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from device import DEVICE
 from torch import Tensor
 
 import bp_torch
@@ -15,7 +16,6 @@ from bp_torch import triton_kernels as kernels
 
 ONE_BACKEND = "about the kernels alone"
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 both = pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 

@@ -29,8 +29,6 @@ from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, 
 
 __all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
-NAN = tl.constexpr(float("nan"))
-
 
 @triton.jit
 def class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
@@ -40,9 +38,9 @@ def class_of(T, W, j, inside, K, ignored, HAS_W: tl.constexpr):
     exists = counts & (t >= 0) & (t < K)
     tl.device_assert(exists | (counts == 0), "cross-entropy: a class outside [0, K)")
     if HAS_W:
-        a = tl.load(W + t, mask=exists, other=NAN).to(tl.float32)
+        a = tl.load(W + t, mask=exists, other=float("nan")).to(tl.float32)
     else:
-        a = tl.where(exists, 1.0, NAN)
+        a = tl.where(exists, 1.0, float("nan"))
     return t, counts, exists, tl.where(counts, a, 0.0)
 
 

@@ -64,6 +64,7 @@ def _forward(
     BLOCK: tl.constexpr, SIZE_I: tl.constexpr, SIZE_H: tl.constexpr, SIZE_O: tl.constexpr,
 ):  # fmt: skip
     """``layers`` is the number of hidden layers; STORE is "z", "a" or ""."""
+    rows = tl.cast(M, tl.int64)  # a size of 1 is a constant in a launch, which has no .to
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     i, h, o = tl.arange(0, SIZE_I), tl.arange(0, SIZE_H), tl.arange(0, SIZE_O)
     inside = (row < M)[:, None] & (h < H)[None, :]
@@ -75,7 +76,7 @@ def _forward(
             z = _product(cast(z, X.dtype.element_ty), tl.trans(w), PRECISION)
         if HAS_BIAS:
             z += tl.load(BIAS + layer * H + h, mask=h < H, other=0.0).to(tl.float32)[None, :]
-        at = (row + layer * M.to(tl.int64))[:, None] * H + h[None, :]
+        at = (row + layer * rows)[:, None] * H + h[None, :]
         if STORE == "z":
             tl.store(S + at, cast(z, S.dtype.element_ty), mask=inside)
         z = tl.where((h < H)[None, :], act.forward(z, KEY, a, b), 0.0)  # Inf times the padding is NaN
@@ -117,6 +118,7 @@ def _backward(
     dz = 0, because their dy is 0.
     """
     program = tl.program_id(0).to(tl.int64)
+    rows = tl.cast(M, tl.int64)
     i, h, o = tl.arange(0, SIZE_I), tl.arange(0, SIZE_H), tl.arange(0, SIZE_O)
     OWN = PARTIAL + program * parameters
     OWN_LAST = OWN + H * I + (layers - 1) * H * H
@@ -125,7 +127,7 @@ def _backward(
         row = (program * steps + step) * BLOCK + tl.arange(0, BLOCK)
         inside = (row < M)[:, None]
         dz = _tile(DY, row, o, M, O)
-        s = _tile(S + (layers - 1) * M.to(tl.int64) * H, row, h, M, H)
+        s = _tile(S + (layers - 1) * rows * H, row, h, M, H)
         v = cast(s.to(tl.float32) if OUTPUT else act.forward(s.to(tl.float32), KEY, a, b), X.dtype.element_ty)
         _add(OWN_LAST, _product(tl.trans(dz), v, PRECISION), o, h, O, H, step)
         _add_bias(OWN_BIAS + layers * H, dz.to(tl.float32), o, O, step)
@@ -138,7 +140,7 @@ def _backward(
             _add_bias(OWN_BIAS + layer * H, d, h, H, step)
             dh = cast(d, X.dtype.element_ty)
             if layer > 0:
-                s = _tile(S + (layer - 1) * M.to(tl.int64) * H, row, h, M, H)
+                s = _tile(S + (layer - 1) * rows * H, row, h, M, H)
                 v = cast(s.to(tl.float32) if OUTPUT else act.forward(s.to(tl.float32), KEY, a, b), X.dtype.element_ty)
                 _add(OWN + H * I + (layer - 1) * H * H, _product(tl.trans(dh), v, PRECISION), h, h, H, H, step)
                 da = _product(dh, _tile(HIDDEN + (layer - 1) * H * H, h, h, H, H), PRECISION)

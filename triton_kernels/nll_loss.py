@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import launch
 from .cast import cast
-from .cross_entropy import NAN, SHAPES, TYPES, class_of, contiguous, put_loss, upstream
+from .cross_entropy import SHAPES, TYPES, class_of, contiguous, put_loss, upstream
 from .launch import device_of
 from .loss import finish
 from .softmax import elements, locate, rows_of, tuned, warps_of
@@ -43,7 +43,7 @@ def _backward(
     at, mask = elements(base, inside, k, K, inner, STRIDED)
     t, counts, exists, a = class_of(T, W, j, inside, K, ignored, HAS_W)
     k_t = tl.where(counts, a * upstream(DLOSS, TOTAL, j, counts, NONE, MEAN), 0.0)
-    elsewhere = tl.where(counts & (exists == 0), NAN, 0.0)
+    elsewhere = tl.where(counts & (exists == 0), float("nan"), 0.0)
     dx = tl.where(k[None, :] == t[:, None], -k_t[:, None], elsewhere[:, None])
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
