@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
-from ._leaf import as_leaf
+from ._leaf import Leaf
 
 __all__ = [
     "BatchNorm1d",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm, Leaf):
     """What these classes share: which statistics are used, and which are moved by how much."""
 
     activation: str | None = None
@@ -38,8 +38,6 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return self._normalize(input)
 
     def _normalize(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if (leaf := as_leaf(self, input, residual)) is not None:
-            return leaf
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
