@@ -81,11 +81,11 @@ def test_one_top_level_package(wheel: Path) -> None:
 
 
 def test_nothing_is_left_out(wheel: Path) -> None:
-    """Every module, configuration and type marker of the three folders is in the wheel, and no other file is."""
+    """Every module, stub, configuration and type marker of the three folders is in the wheel, and no other file is."""
     expected = {
         f"{installed}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, installed in FOLDERS.items()
-        for pattern in ("*.py", "*.yaml", "py.typed")
+        for pattern in ("*.py", "*.pyi", "*.yaml", "py.typed")
         for path in (ROOT / folder).rglob(pattern)
     }
     assert "bp_torch/py.typed" in expected

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as _torch
 
+if TYPE_CHECKING:
+    # To a type checker a name that has no Function here is torch's.
+    from torch.nn.functional import *
+
 from . import activation as _activation
 from . import batch_norm as _batch_norm
 from . import dense as _dense
@@ -15,7 +19,7 @@ from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
-from .activation import *
+from .activation import *  # type: ignore[assignment]  # torch's hardshrink is a built-in
 from .batch_norm import *
 from .dense import *
 from .dropout import *
@@ -27,9 +31,8 @@ from .softmax import *
 
 _MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _residual, _softmax)
 
-__all__ = [name for module in _MODULES for name in module.__all__]
-
 if not TYPE_CHECKING:
+    __all__ = [name for module in _MODULES for name in module.__all__]
 
     def __getattr__(name: str) -> Any:
         return getattr(_torch, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from ..functions.activation import ACTIVATIONS
 
@@ -16,8 +17,10 @@ __all__ = [
     "check_probability",
     "check_same",
     "check_tensor",
+    "hand_over",
     "lower_precision",
     "to_float32",
+    "without_generator",
 ]
 
 
@@ -26,6 +29,41 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
     **{name: tuple(float(value) for value in row.parameters.values()) for name, row in ACTIVATIONS.items()},
 }
 _REQUIRED = ("input", "branch")
+
+
+def hand_over(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The call ``ours(*args, **kwargs)``, where an argument's type or a mode has a ``__torch_function__``.
+
+    A subclass of Tensor with a rule of its own (nested tensors, per-sample gradients, quantized weights) knows torch's
+    functions and none of ours: it gets ``theirs``, which is torch's, or made of such. All others (the proxies of
+    torch.fx, a mode such as ``torch.set_default_device``, a subclass with Tensor's rule) get ``ours``.
+    """
+    given = [*args, *kwargs.values()]
+    given = [t for value in given for t in (value if isinstance(value, (list, tuple)) else (value,))]
+    if any(isinstance(t, Tensor) and _rule(type(t)) not in _TORCHS_RULES for t in given):
+        return theirs(*args, **kwargs)
+    return handle_torch_function(ours, given, *args, **kwargs)
+
+
+def _rule(kind: type[Tensor]) -> Any:
+    return getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+
+
+_TORCHS_RULES = (_rule(Tensor), _rule(torch.nn.Parameter))  # Parameter's is none at all
+
+
+def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's function, called as one of ours that takes a ``generator`` too: RuntimeError if there is one."""
+
+    def called(*args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
+        if generator is not None:
+            raise RuntimeError(
+                f"{function.__name__}(): 'generator': expected None for a nested tensor or a subclass of Tensor, on "
+                f"which torch's own operator draws, got {type(generator).__name__}"
+            )
+        return function(*args, **kwargs)
+
+    return called
 
 
 def check_tensor(function: str, **tensors: Any) -> None:

@@ -1,7 +1,7 @@
 """Functional forms of the activations, with torch.nn.functional's names and signatures.
 
 ``inplace=True`` is torch's own in-place operator, which overwrites its input and whose backward is torch's. So is
-every activation of complex numbers, for which the table's derivatives do not hold.
+every activation of complex numbers, for which the table's derivatives do not hold, and of nested tensors.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import has_torch_function_unary
 
 from ..functions.activation import ACTIVATIONS, ActivationFunction
 from ..functions.function import call
-from ._common import activation_arguments, check_activation, check_tensor, to_float32
+from ._common import activation_arguments, check_activation, check_tensor, hand_over, to_float32
 
 __all__ = [
     "activation",
@@ -61,18 +61,18 @@ def activation(input: Tensor, activation: str, activation_parameters: Mapping[st
 def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
     if has_torch_function_unary(input):
         given = dict(zip(ACTIVATIONS[name].parameters, parameters, strict=True))
-        return handle_torch_function(activation, (input,), input, name, given)
+        return hand_over(activation, lambda *_: _by_torch(name, input, *parameters), input, name, given)
     check_tensor(name, input=input)
     if parameters:
         check_activation(name, name, parameters)
-    if input.is_complex():
-        return _complex(name, input, *parameters)
+    if input.is_complex() or input.is_nested:
+        return _by_torch(name, input, *parameters)
     if name == "softplus":
         (input,) = to_float32(input, cpu=False)
     return call(ActivationFunction, input, name, tuple(map(float, parameters)))
 
 
-def _complex(name: str, input: Tensor, *parameters: float) -> Tensor:
+def _by_torch(name: str, input: Tensor, *parameters: float) -> Tensor:
     if name == "identity":
         return input.clone()
     if name == "gelu_tanh":

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
 from ..functions.sync_batch_norm import SyncStatisticsFunction
-from ._common import activation_arguments, check_probability, check_tensor
+from . import activation as activations
+from . import dropout as dropouts
+from ._common import activation_arguments, check_probability, check_tensor, hand_over
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
@@ -46,10 +49,9 @@ def batch_norm(
         RuntimeError: sizes, dtypes or devices that do not fit, or no running statistics in evaluation.
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return handle_torch_function(
-            batch_norm, (input, running_mean, running_var, weight, bias), input, running_mean, running_var,
-            weight=weight, bias=bias, training=training, momentum=momentum, eps=eps,
-        )  # fmt: skip
+        return hand_over(
+            batch_norm, F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
     return _batch_norm(
         "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", (),
         0.0, None,
@@ -88,11 +90,10 @@ def batch_norm_act(
     [0, 1] are ValueErrors.
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
-        return handle_torch_function(
-            batch_norm_act, (input, running_mean, running_var, weight, bias, residual),
-            input, running_mean, running_var, weight=weight, bias=bias, residual=residual, training=training,
-            momentum=momentum, eps=eps, activation=activation, activation_parameters=activation_parameters,
-            p=p, generator=generator, dropout_training=dropout_training,
+        return hand_over(
+            batch_norm_act, _in_parts, input, running_mean, running_var, weight, bias, residual, training, momentum,
+            eps, activation=activation, activation_parameters=activation_parameters, p=p, generator=generator,
+            dropout_training=dropout_training,
         )  # fmt: skip
     name, parameters = activation_arguments("batch_norm_act", activation, activation_parameters)
     check_probability("batch_norm_act", p)
@@ -134,6 +135,31 @@ def sync_batch_norm(
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
     return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, p, eps, name, parameters)
+
+
+def _in_parts(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    generator: torch.Generator | None,
+    dropout_training: bool | None,
+) -> Tensor:
+    """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = y if residual is None else y + residual
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    drops = training if dropout_training is None else dropout_training
+    return dropouts.dropout(y, p, drops, generator=generator)
 
 
 def _batch_norm(

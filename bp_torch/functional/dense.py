@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_same, check_tensor, lower_precision
+from ._common import activation_arguments, check_probability, check_same, check_tensor, hand_over, lower_precision
 
 __all__ = ["dense", "linear"]
 
@@ -32,13 +32,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: shapes that do not fit, or different dtypes or devices.
 
-    Complex numbers have torch's own operator, here and in :func:`dense`.
+    Complex numbers and nested tensors have torch's own operator, here and in :func:`dense`.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(linear, (input, weight, bias), input, weight, bias=bias)
+        return hand_over(linear, F.linear, input, weight, bias)
     x, W, b = lower_precision(input, weight, bias) if _is_any_autocast_enabled() else (input, weight, bias)
     if not _fits(x, W, b):
         check_tensor("linear", input=input, weight=weight, bias=bias)
+        if x.is_nested:
+            return F.linear(x, W, b)
         if W is not None and W.dim() == 1 and b is None:
             return linear(x, W.unsqueeze(0)).squeeze(-1)
         if W is not None and W.dim() == 2 and b is not None and b.shape in ((), (1,)):
@@ -79,32 +81,50 @@ def dense(
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
     if has_torch_function_variadic(input, weight, bias, residual):
-        return handle_torch_function(
-            dense, (input, weight, bias, residual), input, weight, bias=bias, residual=residual,
-            activation=activation, activation_parameters=activation_parameters, p=p, training=training,
-            generator=generator,
+        return hand_over(
+            dense, _in_parts, input, weight, bias, residual, activation=activation,
+            activation_parameters=activation_parameters, p=p, training=training, generator=generator,
         )  # fmt: skip
     name, parameters = activation_arguments("dense", activation, activation_parameters)
     check_probability("dense", p)
     x, W, b = lower_precision(input, weight, bias)
     if not (_fits(x, W, b) and (residual is None or isinstance(residual, Tensor))):
         check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
+        if x.is_nested:
+            return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
         _check_shapes("dense", x, W, b)
     shape = (*x.shape[:-1], W.shape[0])
     if residual is not None and residual.shape != shape:
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
     if x.is_complex():
-        y = activations.activation(F.linear(x, W, b), name, activation_parameters)
-        y = dropouts.dropout(y, p, training, generator=generator)
-        return y if residual is None else y + residual
+        return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
     mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
     output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
     return output[0] if isinstance(output, tuple) else output
 
 
+def _in_parts(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    training: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """:func:`dense` as torch's linear and what follows it, one by one."""
+    y = F.linear(input, weight, bias)
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    y = dropouts.dropout(y, p, training, generator=generator)
+    return y if residual is None else y + residual
+
+
 def _fits(x: Any, W: Any, b: Any) -> bool:
     """Whether all is as it should be, W a matrix and the numbers real: the usual case, in as little time as can be."""
-    if not (isinstance(x, Tensor) and isinstance(W, Tensor) and x.dim() > 0):
+    if not (isinstance(x, Tensor) and isinstance(W, Tensor) and x.dim() > 0) or x.is_nested:
         return False
     dtype, device, shape = W.dtype, W.device, W.shape
     if len(shape) != 2 or x.size(-1) != shape[1] or x.dtype is not dtype or x.device != device or dtype.is_complex:

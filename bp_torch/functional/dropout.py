@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import has_torch_function_unary
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
 from ..functions.function import Function, call
-from ._common import check_probability, check_tensor
+from ._common import check_probability, check_tensor, hand_over, without_generator
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
@@ -42,9 +43,7 @@ def dropout(
         RuntimeError: an integer input, or a generator of another device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
-        )
+        return hand_over(dropout, without_generator(F.dropout), input, p, training, inplace, generator=generator)
     _check("dropout", input, p)
     return _dropout("dropout", DropoutFunction, input, p, training, inplace, generator)
 
@@ -59,8 +58,8 @@ def alpha_dropout(
 ) -> Tensor:
     """y = a (m ⊙ x + α′ (1 - m)) + b, for SELU networks: keeps mean 0 and variance 1. Arguments as :func:`dropout`."""
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            alpha_dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        return hand_over(
+            alpha_dropout, without_generator(F.alpha_dropout), input, p, training, inplace, generator=generator
         )
     _check("alpha_dropout", input, p)
     return _dropout("alpha_dropout", AlphaDropoutFunction, input, p, training, inplace, generator)
@@ -76,9 +75,7 @@ def dropout1d(
 ) -> Tensor:
     """y = m ⊙ x / (1 - p), one element of m a channel. input: (N, C, L) or (C, L), else RuntimeError."""
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            dropout1d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
-        )
+        return hand_over(dropout1d, without_generator(F.dropout1d), input, p, training, inplace, generator=generator)
     _check("dropout1d", input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(f"dropout1d(): 'input': expected 2 or 3 dimensions, got {input.dim()}")
@@ -99,9 +96,7 @@ def dropout2d(
     As torch, takes (N, C, L) and other numbers of dimensions from two up with a warning.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            dropout2d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
-        )
+        return hand_over(dropout2d, without_generator(F.dropout2d), input, p, training, inplace, generator=generator)
     _check("dropout2d", input, p)
     if input.dim() not in (3, 4):
         _warn_dimensions("dropout2d", "3 or 4", input)
@@ -126,9 +121,7 @@ def dropout3d(
     As torch, takes other numbers of dimensions with a warning, and then as a single sample.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            dropout3d, (input,), input, p=p, training=training, inplace=inplace, generator=generator
-        )
+        return hand_over(dropout3d, without_generator(F.dropout3d), input, p, training, inplace, generator=generator)
     _check("dropout3d", input, p)
     if input.dim() not in (4, 5):
         _warn_dimensions("dropout3d", "4 or 5", input)
@@ -146,8 +139,14 @@ def feature_alpha_dropout(
 ) -> Tensor:
     """Alpha dropout with one element of m a channel. input: (N, C, ...), else RuntimeError."""
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            feature_alpha_dropout, (input,), input, p=p, training=training, inplace=inplace, generator=generator
+        return hand_over(
+            feature_alpha_dropout,
+            without_generator(F.feature_alpha_dropout),
+            input,
+            p,
+            training,
+            inplace,
+            generator=generator,
         )
     _check("feature_alpha_dropout", input, p)
     return _dropout(
@@ -184,6 +183,9 @@ def _dropout(
 ) -> Tensor:
     if not training or p == 0 or input.numel() == 0:
         return input
+    if input.is_nested:
+        nested: Tensor = without_generator(getattr(F, name))(input, p, training, inplace, generator=generator)
+        return nested
     if shape is not None and input.dim() < (1 if name == "dropout3d" else 2):
         raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
     if not (input.is_floating_point() or input.is_complex()):

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ..functions.classes import class_dim
 from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabilitiesFunction
 from ..functions.function import call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
-from ._common import check_tensor, to_float32
+from ._common import check_tensor, hand_over, to_float32
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -58,11 +58,18 @@ def cross_entropy(
             that requires a gradient where it is a constant.
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight=weight,
-            size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
-            label_smoothing=label_smoothing,
-        )  # fmt: skip
+        return hand_over(
+            cross_entropy,
+            F.cross_entropy,
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+        )
     if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
         usual: Tensor = call(
             CrossEntropyFunction, input, target, None, ignore_index, float(label_smoothing), reduction
@@ -119,10 +126,7 @@ def nll_loss(
     Arguments, shapes and errors: as :func:`cross_entropy` with classes.
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            nll_loss, (input, target, weight), input, target, weight=weight,
-            size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
-        )  # fmt: skip
+        return hand_over(nll_loss, F.nll_loss, input, target, weight, size_average, ignore_index, reduce, reduction)
     if _is_usual(input, target, weight, size_average, reduce, reduction):
         usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
         return usual
@@ -156,10 +160,7 @@ def mse_loss(
         NotImplementedError: integers alone.
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            mse_loss, (input, target, weight), input, target,
-            size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
+        return hand_over(mse_loss, F.mse_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("mse_loss", size_average, reduce, reduction)
     return _error_loss("mse", input, target, weight, 0.0, reduction)
 
@@ -174,10 +175,7 @@ def l1_loss(
 ) -> Tensor:
     """|x - t|, as :func:`torch.nn.functional.l1_loss`. Arguments and errors: as :func:`mse_loss`."""
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            l1_loss, (input, target, weight), input, target,
-            size_average=size_average, reduce=reduce, reduction=reduction, weight=weight,
-        )  # fmt: skip
+        return hand_over(l1_loss, F.l1_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("l1_loss", size_average, reduce, reduction)
     return _error_loss("l1", input, target, weight, 0.0, reduction)
 
@@ -195,10 +193,7 @@ def smooth_l1_loss(
     β = 0 is :func:`l1_loss`. Other arguments and errors: as :func:`mse_loss`; RuntimeError for β < 0.
     """
     if has_torch_function_variadic(input, target):
-        return handle_torch_function(
-            smooth_l1_loss, (input, target), input, target,
-            size_average=size_average, reduce=reduce, reduction=reduction, beta=beta,
-        )  # fmt: skip
+        return hand_over(smooth_l1_loss, F.smooth_l1_loss, input, target, size_average, reduce, reduction, beta)
     reduction = _reduction("smooth_l1_loss", size_average, reduce, reduction)
     if beta < 0:
         raise RuntimeError(f"smooth_l1_loss(): 'beta': expected a number ≥ 0, got {beta}")
@@ -218,10 +213,7 @@ def huber_loss(
     :func:`mse_loss`; RuntimeError for δ ≤ 0.
     """
     if has_torch_function_variadic(input, target, weight):
-        return handle_torch_function(
-            huber_loss, (input, target, weight), input, target,
-            reduction=reduction, delta=delta, weight=weight,
-        )  # fmt: skip
+        return hand_over(huber_loss, F.huber_loss, input, target, reduction, delta, weight)
     reduction = _reduction("huber_loss", None, None, reduction)
     if delta <= 0:
         raise RuntimeError(f"huber_loss(): 'delta': expected a number > 0, got {delta}")
@@ -251,12 +243,17 @@ def binary_cross_entropy_with_logits(
         NotImplementedError: an integer input.
     """
     if has_torch_function_variadic(input, target, weight, pos_weight):
-        return handle_torch_function(
+        return hand_over(
             binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight),
-            input, target, weight=weight, size_average=size_average, reduce=reduce, reduction=reduction,
-            pos_weight=pos_weight,
-        )  # fmt: skip
+            F.binary_cross_entropy_with_logits,
+            input,
+            target,
+            weight,
+            size_average,
+            reduce,
+            reduction,
+            pos_weight,
+        )
     plain = weight is None and pos_weight is None and size_average is None and reduce is None
     if plain and reduction in _REDUCTIONS and _are_alike(input, target):
         usual: Tensor = call(BCEWithLogitsFunction, input, target, None, None, reduction)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from ..functions.function import call
 from ..functions.mlp import MLPFunction
-from ._common import activation_arguments, check_same, check_tensor, lower_precision
+from ._common import activation_arguments, check_same, check_tensor, hand_over, lower_precision
+from .dense import dense
 
 __all__ = ["mlp"]
 
@@ -42,15 +43,16 @@ def mlp(
     """
     Ws = tuple(weights)
     bs: tuple[Tensor | None, ...] = (None,) * len(Ws) if biases is None else tuple(biases)
-    relevant = (input, *Ws, *bs)
-    if has_torch_function(relevant):
-        return handle_torch_function(
-            mlp, relevant, input, Ws, bs, activation=activation, activation_parameters=activation_parameters,
+    if has_torch_function((input, *Ws, *bs)):
+        return hand_over(
+            mlp, _in_parts, input, Ws, bs, activation=activation, activation_parameters=activation_parameters,
             recompute=recompute,
         )  # fmt: skip
     if not Ws or len(bs) != len(Ws):
         raise ValueError(f"mlp(): 'weights', 'biases': expected as many of both, got {len(Ws)} and {len(bs)}")
     check_tensor("mlp", input=input)
+    if input.is_nested:
+        return _in_parts(input, Ws, bs, activation=activation, activation_parameters=activation_parameters)
     name, parameters = activation_arguments("mlp", activation, activation_parameters)
     layers: list[Tensor | None] = []
     (x,) = lower_precision(input)
@@ -70,3 +72,20 @@ def mlp(
         width, of = W.shape[0], f"'{names[0]}'"
     output: tuple[Tensor, ...] = call(MLPFunction, x, name, parameters, recompute, *layers)
     return output[0]
+
+
+def _in_parts(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    *,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    recompute: bool = False,
+) -> Tensor:
+    """:func:`mlp` as a :func:`dense` for each layer; what each keeps is its own."""
+    *hidden, (W, b) = zip(weights, biases, strict=True)
+    x = input
+    for V, c in hidden:
+        x = dense(x, V, c, activation=activation, activation_parameters=activation_parameters)
+    return dense(x, W, b)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from ..functions.function import call
 from ..functions.penalty import PenaltyFunction
-from ._common import check_probability, to_float32
+from ._common import check_probability, hand_over, to_float32
 
 __all__ = ["elastic_net_penalty", "l1_penalty", "l2_penalty"]
 
@@ -36,7 +36,7 @@ def l1_penalty(parameters: Iterable[Tensor], weight: float) -> Tensor:
     """
     tensors = _tensors("l1_penalty", parameters)
     if has_torch_function(tensors):
-        return handle_torch_function(l1_penalty, tensors, tensors, weight)
+        return hand_over(l1_penalty, lambda ws, weight: _in_parts(ws, weight, 1.0), tensors, weight)
     return _penalty("l1_penalty", tensors, weight, 1.0)
 
 
@@ -44,7 +44,7 @@ def l2_penalty(parameters: Iterable[Tensor], weight: float) -> Tensor:
     """R = weight · Σ w², without a ½; arguments as :func:`l1_penalty`."""
     tensors = _tensors("l2_penalty", parameters)
     if has_torch_function(tensors):
-        return handle_torch_function(l2_penalty, tensors, tensors, weight)
+        return hand_over(l2_penalty, lambda ws, weight: _in_parts(ws, weight, 0.0), tensors, weight)
     return _penalty("l2_penalty", tensors, weight, 0.0)
 
 
@@ -56,7 +56,7 @@ def elastic_net_penalty(parameters: Iterable[Tensor], weight: float, l1_ratio: f
     """
     tensors = _tensors("elastic_net_penalty", parameters)
     if has_torch_function(tensors):
-        return handle_torch_function(elastic_net_penalty, tensors, tensors, weight, l1_ratio=l1_ratio)
+        return hand_over(elastic_net_penalty, _in_parts, tensors, weight, l1_ratio)
     check_probability("elastic_net_penalty", l1_ratio, "l1_ratio")
     return _penalty("elastic_net_penalty", tensors, weight, l1_ratio)
 
@@ -75,6 +75,13 @@ def _tensors(function: str, parameters: Iterable[Tensor]) -> tuple[Tensor, ...]:
         if not isinstance(tensor, Tensor) and not has_torch_function((tensor,)):
             raise TypeError(f"{function}(): 'parameters': expected Tensors, got {type(tensor).__name__} at {index}")
     return tuple({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _in_parts(tensors: tuple[Tensor, ...], weight: float, l1_ratio: float) -> Tensor:
+    """The penalty by torch's operators on each tensor."""
+    total = sum(w.abs().sum() * (weight * l1_ratio) + w.square().sum() * (weight * (1 - l1_ratio)) for w in tensors)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _penalty(function: str, tensors: tuple[Tensor, ...], weight: float, l1_ratio: float) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import has_torch_function_unary
 
 from ..functions.function import Function, call
 from ..functions.softmax import LogSoftmaxFunction, SoftmaxFunction
-from ._common import check_tensor, to_float32
+from ._common import check_tensor, hand_over, to_float32
 
 __all__ = ["log_softmax", "softmax", "softmin"]
 
@@ -28,7 +29,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         NotImplementedError: an integer x without ``dtype``.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+        return hand_over(softmax, F.softmax, input, dim, _stacklevel, dtype)
     check_tensor("softmax", input=input)
     return _along("softmax", SoftmaxFunction, input, dim, _stacklevel, dtype)
 
@@ -38,7 +39,7 @@ def log_softmax(
 ) -> Tensor:
     """y = x - log Σ exp(x) along ``dim``; arguments and errors of :func:`softmax`."""
     if has_torch_function_unary(input):
-        return handle_torch_function(log_softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+        return hand_over(log_softmax, F.log_softmax, input, dim, _stacklevel, dtype)
     check_tensor("log_softmax", input=input)
     return _along("log_softmax", LogSoftmaxFunction, input, dim, _stacklevel, dtype)
 
@@ -46,7 +47,7 @@ def log_softmax(
 def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """y = exp(-x)/Σ exp(-x) along ``dim``; arguments and errors of :func:`softmax`."""
     if has_torch_function_unary(input):
-        return handle_torch_function(softmin, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+        return hand_over(softmin, F.softmin, input, dim, _stacklevel, dtype)
     check_tensor("softmin", input=input)
     return _along("softmin", SoftmaxFunction, -input, dim, _stacklevel, dtype)
 
@@ -54,6 +55,8 @@ def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 def _along(
     name: str, function: type[Function], x: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None
 ) -> Tensor:
+    if x.is_nested:
+        return (F.log_softmax if name == "log_softmax" else F.softmax)(x, dim, stacklevel, dtype)
     if dim is None:
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "

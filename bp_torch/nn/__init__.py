@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch.nn as _torch
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch.nn import *
 
 from .. import functional as functional  # type: ignore[no-redef]
+from . import _submodules
 from . import activation as _activation
 from . import batch_norm as _batch_norm
 from . import dense as _dense
@@ -34,6 +36,9 @@ _MODULES = (_activation, _batch_norm, _dense, _dropout, _loss, _mlp, _penalty, _
 _OURS = [name for module in _MODULES for name in module.__all__]
 
 __all__ = sorted({*_OURS, "functional", *(name for name in dir(_torch) if name[0].isupper())})
+
+sys.modules[f"{__name__}.functional"] = functional
+_submodules.serve()
 
 if not TYPE_CHECKING:
 

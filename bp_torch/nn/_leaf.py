@@ -1,24 +1,21 @@
 """What makes a module of this package a leaf of a graph that torch.fx traces, as torch.nn's own modules are."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["as_leaf"]
+__all__ = ["Leaf"]
 
 
-def as_leaf(module: torch.nn.Module, *inputs: Tensor | None) -> Any:
-    """A node of the graph that calls ``module``, where an input is traced; else None.
+class Leaf(torch.nn.Module):
+    """Base of the modules that are one ``call_module`` node each; it stands behind torch's class.
 
-    What ``module`` does by its mode or its buffers is then done when the graph runs, not fixed when it is traced. None
-    too for the traced module itself, which is no part of its own graph.
+    torch.fx's tracers, and those that others derive from them, tell torch's own modules by ``module.__module__``. So an
+    object of a class defined here answers "torch.nn"; the class itself, by which it is pickled, keeps its own name. It
+    costs nothing when the module is called. As in torch, a class that a user derives is traced through.
     """
-    for input in inputs:
-        if isinstance(input, torch.fx.Proxy):
-            path = input.tracer.path_of_module(module)
-            given = inputs if inputs[-1] is not None else inputs[:-1]
-            return input.tracer.create_proxy("call_module", path, given, {}) if path else None
-    return None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # torch's signature, of a class that has no other
+        super().__init__(*args, **kwargs)
+        if type(self).__module__.startswith(f"{__package__}."):
+            self.__module__ = "torch.nn"

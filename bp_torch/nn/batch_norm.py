@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
-from ._leaf import as_leaf
+from ._leaf import Leaf
 
 __all__ = [
     "BatchNorm1d",
@@ -37,8 +37,6 @@ def normalize(
 
     Which statistics are used, and which are moved by how much, its attributes tell.
     """
-    if (leaf := as_leaf(module, input, residual)) is not None:
-        return leaf
     module._check_input_dim(input)
     training = module.training or (module.running_mean is None and module.running_var is None)
     tracked = not module.training or module.track_running_stats
@@ -74,7 +72,7 @@ def _is_synchronized(module: torch.nn.Module) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(module.process_group) > 1
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm, Leaf):
     def forward(self, input: Tensor) -> Tensor:
         return normalize(self, input)
 

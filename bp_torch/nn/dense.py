@@ -10,19 +10,19 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
-from ._leaf import as_leaf
+from ._leaf import Leaf
 
 __all__ = ["Dense", "Linear"]
 
 
-class Linear(torch.nn.Linear):
+class Linear(torch.nn.Linear, Leaf):
     """y = x Wᵀ + b. Arguments, initialization and state_dict of :class:`torch.nn.Linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(input, self.weight, self.bias)
 
 
-class Dense(torch.nn.Linear):
+class Dense(torch.nn.Linear, Leaf):
     """y = dropout(f(x Wᵀ + b)) + residual, in one Function.
 
     Args:
@@ -58,8 +58,6 @@ class Dense(torch.nn.Linear):
         self.activation_parameters = dict(activation_parameters or {})
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if (leaf := as_leaf(self, input, residual)) is not None:
-            return leaf
         return functional.dense(
             input,
             self.weight,

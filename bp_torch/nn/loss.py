@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ._leaf import Leaf
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "L1Loss", "MSELoss", "NLLLoss", "SmoothL1Loss"]
 
 
-class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss, Leaf):
     """-log softmax(x)_t, or -Σ q log softmax(x) for probabilities q."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         )
 
 
-class NLLLoss(torch.nn.NLLLoss):
+class NLLLoss(torch.nn.NLLLoss, Leaf):
     """-x_t of log-probabilities x."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -33,35 +34,35 @@ class NLLLoss(torch.nn.NLLLoss):
         )
 
 
-class MSELoss(torch.nn.MSELoss):
+class MSELoss(torch.nn.MSELoss, Leaf):
     """(x - t)²."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(input, target, reduction=self.reduction)
 
 
-class L1Loss(torch.nn.L1Loss):
+class L1Loss(torch.nn.L1Loss, Leaf):
     """|x - t|."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.l1_loss(input, target, reduction=self.reduction)
 
 
-class SmoothL1Loss(torch.nn.SmoothL1Loss):
+class SmoothL1Loss(torch.nn.SmoothL1Loss, Leaf):
     """e²/(2β) where |e| < β, else |e| - β/2, with e = x - t."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
 
 
-class HuberLoss(torch.nn.HuberLoss):
+class HuberLoss(torch.nn.HuberLoss, Leaf):
     """e²/2 where |e| ≤ δ, else δ (|e| - δ/2), with e = x - t."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.huber_loss(input, target, reduction=self.reduction, delta=self.delta)
 
 
-class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss, Leaf):
     """-w (π t log σ(x) + (1 - t) log(1 - σ(x)))."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

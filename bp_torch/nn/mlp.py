@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
-from ._leaf import as_leaf
+from ._leaf import Leaf
 from .batch_norm import BatchNormAct1d
 from .dense import Dense, Linear
 from .residual import Residual
@@ -96,7 +96,7 @@ class MLP(torch.nn.Sequential):
         return super().__getitem__(index)
 
 
-class HiddenLayer(torch.nn.Module):
+class HiddenLayer(Leaf):
     """y = dropout(f(BN(x Wᵀ))), or y = f(x + dropout(BN(x Wᵀ))) as a residual block: a hidden layer of :class:`MLP`."""
 
     def __init__(
@@ -140,8 +140,6 @@ class HiddenLayer(torch.nn.Module):
             self.norm.dropout = p
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dropout > 0 and (leaf := as_leaf(self, input)) is not None:
-            return leaf
         z = self.linear(input)
         if not self.residual:
             normalized: Tensor = self.norm(z)

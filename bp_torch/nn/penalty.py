@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from .. import functional
 from ..functional._common import check_probability
 from ..functional.penalty import check_weight
+from ._leaf import Leaf
 
 __all__ = ["ElasticNetPenalty", "L1Penalty", "L2Penalty"]
 
 
-class L1Penalty(torch.nn.Module):
+class L1Penalty(Leaf):
     """R = weight · Σ |w|. Arguments and errors as :func:`bp_torch.functional.l1_penalty`."""
 
     def __init__(self, weight: float) -> None:
@@ -29,7 +29,7 @@ class L1Penalty(torch.nn.Module):
         return f"weight={self.weight}"
 
 
-class L2Penalty(torch.nn.Module):
+class L2Penalty(Leaf):
     """R = weight · Σ w², without a ½. Arguments and errors as :func:`bp_torch.functional.l2_penalty`."""
 
     def __init__(self, weight: float) -> None:
@@ -44,7 +44,7 @@ class L2Penalty(torch.nn.Module):
         return f"weight={self.weight}"
 
 
-class ElasticNetPenalty(torch.nn.Module):
+class ElasticNetPenalty(Leaf):
     """R = weight · (l1_ratio · Σ |w| + (1 - l1_ratio) · Σ w²).
 
     Arguments and errors as :func:`bp_torch.functional.elastic_net_penalty`.

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .. import functional
 from ..functional._common import activation_arguments, check_probability
-from ._leaf import as_leaf
+from ._leaf import Leaf
 
 __all__ = ["DropoutAdd", "Residual"]
 
 
-class DropoutAdd(torch.nn.Module):
+class DropoutAdd(Leaf):
     """y = dropout(input) + residual, in one Function.
 
     Args:
@@ -29,15 +29,13 @@ class DropoutAdd(torch.nn.Module):
         self.p = p
 
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
-        if (leaf := as_leaf(self, input, residual)) is not None:
-            return leaf
         return functional.dropout_add(input, residual, self.p, self.training)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-class Residual(torch.nn.Module):
+class Residual(Leaf):
     """y = f(x + dropout(branch(x))), all after the branch in one Function.
 
     Args:
@@ -68,8 +66,6 @@ class Residual(torch.nn.Module):
         self.activation_parameters = dict(activation_parameters or {})
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.dropout > 0 and (leaf := as_leaf(self, input)) is not None:
-            return leaf
         return functional.residual(
             self.branch(input),
             input,

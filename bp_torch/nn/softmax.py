@@ -6,32 +6,33 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ._leaf import Leaf
 
 __all__ = ["LogSoftmax", "Softmax", "Softmax2d", "Softmin"]
 
 
-class Softmax(torch.nn.Softmax):
+class Softmax(torch.nn.Softmax, Leaf):
     """y = exp(x)/Σ exp(x) along ``dim``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softmax(input, self.dim, _stacklevel=5)
 
 
-class LogSoftmax(torch.nn.LogSoftmax):
+class LogSoftmax(torch.nn.LogSoftmax, Leaf):
     """y = x - log Σ exp(x) along ``dim``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.log_softmax(input, self.dim, _stacklevel=5)
 
 
-class Softmin(torch.nn.Softmin):
+class Softmin(torch.nn.Softmin, Leaf):
     """y = exp(-x)/Σ exp(-x) along ``dim``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.softmin(input, self.dim, _stacklevel=5)
 
 
-class Softmax2d(torch.nn.Softmax2d):
+class Softmax2d(torch.nn.Softmax2d, Leaf):
     """Softmax over the channels of (N, C, H, W) or (C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:

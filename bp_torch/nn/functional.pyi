@@ -1,0 +1,1 @@
+from bp_torch.functional import *
