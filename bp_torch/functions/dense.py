@@ -232,7 +232,7 @@ def _backward_by_kernels(
     triton = plain_kernels(dy, s) if may_draw(mask) else None
     if triton is None:
         return None
-    output = lookup(ctx.activation, ctx.parameters).saves == "output"
+    output = lookup(ctx.activation, ctx.parameters, fused=True).saves == "output"
     both: tuple[Tensor, Tensor] = triton.elementwise.backward_bias(
         _rows(dy), s if s is None else _rows(s), mask, ctx.p, ctx.activation, ctx.parameters, output, ctx.dtype
     )
@@ -245,7 +245,7 @@ def f_prime_from(
     """Which tensor tells f′ in backward: None, ``z``, ``a``, or ``y``, which the next layer keeps anyway."""
     if activation == "identity":
         return None
-    row = lookup(activation, parameters)
+    row = lookup(activation, parameters, fused=True)
     if row.saves == "input":
         return "z"
     return "y" if residual is None and (mask is None or row.gate) else "a"
