@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from case_tools import Case, away_from, drawn, first, fixed_mask, tensors, torch_activation
 
 import bp_torch.functional as bpF
-from bp_torch.functions.activation import ACTIVATIONS, activation_backward
+from bp_torch.functions.activation import ACTIVATIONS, activation_backward, lookup
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
 from bp_torch.functions.function import call
@@ -49,8 +49,8 @@ def activation_backward_cases() -> Iterator[Case]:
     """The pullback as a function of dy and of what was saved: what create_graph differentiates."""
     mask = fixed_mask(4, 3)
     for key in ("sigmoid", "tanh", "softplus", "gelu", "silu", "mish"):
-        row = ACTIVATIONS[key]
-        values = tuple(row.parameters.values())
+        values = tuple(ACTIVATIONS[key].parameters.values())
+        row = lookup(key, values, fused=True)
         made = tensors((4, 3), (4, 3), seed=9)
         for p in (0.0, 0.5):
 

@@ -15,10 +15,15 @@ from torch import Tensor
 import bp_torch.functional as bpF
 from bp_torch import nn
 from bp_torch.backends import current_backend
-from bp_torch.functions.activation import ACTIVATIONS, Activation
+from bp_torch.functions.activation import ACTIVATIONS, Activation, lookup
 
 KEYS = list(ACTIVATIONS)
 every_key = pytest.mark.parametrize("key", KEYS)
+FUSED = [False, True]
+every_row = pytest.mark.parametrize(
+    ("key", "fused"), [(key, fused) for key in KEYS for fused in FUSED if not fused or ACTIVATIONS[key].fused]
+)
+"""Each row, and beside it that of fused layers where there is one."""
 FAR = torch.tensor([0.0, -0.0, 1e-30, 20.0, 20.5, 23.0, 88.0, 100.0, 1e4], dtype=torch.float64)
 
 
@@ -38,9 +43,9 @@ def derivative(f, x: Tensor, create_graph: bool = False) -> Tensor:
     return torch.autograd.grad(f(x).sum(), x, create_graph=create_graph)[0]
 
 
-def second_derivative(key: str, x: Tensor) -> Tensor:
+def second_derivative(key: str, fused: bool, x: Tensor) -> Tensor:
     """f″(x) from the row: ddf(x), or ddf(y) df(y) where the output is saved."""
-    row, p = ACTIVATIONS[key], values(key)
+    row, p = lookup(key, values(key), fused), values(key)
     if row.saves == "input":
         return row.ddf(x, *p)
     y = row.f(x, *p)
@@ -53,20 +58,19 @@ def test_the_table_has_the_keys_that_the_library_promises() -> None:
     assert set(promised.split()) == set(KEYS)
 
 
-@every_key
-def test_every_row_is_complete(key: str) -> None:
-    rows = [ACTIVATIONS[key], ACTIVATIONS[key].instead]
-    for row in filter(None, rows):
-        assert isinstance(row, Activation)
-        assert row.saves in ("input", "output")
-        assert row.formula
-        assert row.derivative
-        assert row.source
+@every_row
+def test_every_row_is_complete(key: str, fused: bool) -> None:
+    row = lookup(key, values(key), fused)
+    assert isinstance(row, Activation)
+    assert row.saves == "output" if fused else row.saves in ("input", "output")
+    assert row.formula
+    assert row.derivative
+    assert row.source
 
 
-@every_key
-def test_gate_rows_have_a_derivative_that_only_asks_whether_the_output_is_zero(key: str) -> None:
-    row, p = ACTIVATIONS[key], values(key)
+@every_row
+def test_gate_rows_have_a_derivative_that_only_asks_whether_the_output_is_zero(key: str, fused: bool) -> None:
+    row, p = lookup(key, values(key), fused), values(key)
     if row.gate:
         assert row.saves == "output"
         y = row.f(torch.linspace(-5, 5, 101), *p)
@@ -74,8 +78,8 @@ def test_gate_rows_have_a_derivative_that_only_asks_whether_the_output_is_zero(k
         torch.testing.assert_close(row.df(y * 3.7, *p), row.df(y, *p))
 
 
-@every_key
-def test_second_derivative_is_the_derivative_of_the_first(key: str) -> None:
+@every_row
+def test_second_derivative_is_the_derivative_of_the_first(key: str, fused: bool) -> None:
     """f″ of the table against a central difference of torch's f′ in float64."""
     x = torch.linspace(-6, 6, 241, dtype=torch.float64) + 0.0137
     h = 1e-5
@@ -85,16 +89,16 @@ def test_second_derivative_is_the_derivative_of_the_first(key: str) -> None:
         return derivative(lambda u: f(u, *values(key)), t)
 
     expected = (slope(x + h) - slope(x - h)) / (2 * h)
-    torch.testing.assert_close(second_derivative(key, x), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(second_derivative(key, fused, x), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.one_backend("torch", "float64 is the formulas' alone")
-@every_key
-def test_formulas_keep_float64(key: str) -> None:
+@every_row
+def test_formulas_keep_float64(key: str, fused: bool) -> None:
     """A constant that went through float32 would be off by 1e-8."""
     x = torch.linspace(-6, 6, 101, dtype=torch.float64) + 0.0137
     formula = derivative(lambda t: bpF.activation(t, key), x.requires_grad_(), create_graph=True).detach()
-    row, p = ACTIVATIONS[key], values(key)
+    row, p = lookup(key, values(key), fused), values(key)
     exact = derivative(lambda t: torch_activation(key)(t, *p), x.detach())
     torch.testing.assert_close(formula, exact, rtol=1e-12, atol=1e-13)
     s = x.detach() if row.saves == "input" else row.f(x.detach(), *p)

@@ -32,7 +32,10 @@ OTHER_PARAMETERS = {
 }
 ROWS = [(key, tuple(row.parameters.values())) for key, row in ACTIVATIONS.items()]
 ROWS += list(OTHER_PARAMETERS.items())
-every_row = pytest.mark.parametrize(("key", "parameters"), ROWS, ids=[f"{key}{p}" for key, p in ROWS])
+ROWS = [(*row, fused) for row in ROWS for fused in (False, True) if not fused or lookup(*row, fused) != lookup(*row)]
+every_row = pytest.mark.parametrize(
+    ("key", "parameters", "fused"), ROWS, ids=[f"{key}{p}{'-fused' * fused}" for key, p, fused in ROWS]
+)
 
 
 @triton.jit
@@ -51,12 +54,12 @@ def test_the_tables_have_the_same_keys() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @every_row
-def test_the_tables_agree(key: str, parameters: tuple[float, ...]) -> None:
+def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool) -> None:
     """f, f′ and the derivative of f′, in float32, at kinks, in tails, for NaN and Inf: error at most twice torch's."""
-    row = lookup(key, parameters)
+    row, kinks = lookup(key, parameters, fused), lookup(key, parameters).kinks(*parameters)
     special = [0.0, -0.0, 1e-30, 1e-5, 1e-3, 3.0, 6.0, 0.5, 1.0, 20.0, 20.5, 88.0, 100.0, 1e4, float("inf")]
     x = torch.cat([torch.linspace(-12, 12, 2001), torch.tensor(special), -torch.tensor(special)])
-    x = torch.cat([x, torch.tensor([float("nan"), *row.kinks(*parameters)])]).to(DEVICE)
+    x = torch.cat([x, torch.tensor([float("nan"), *kinks])]).to(DEVICE)
     y = row.f(x, *parameters)
     s = x if row.saves == "input" else y
     found = [torch.empty_like(x) for _ in range(3)]

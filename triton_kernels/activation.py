@@ -80,11 +80,11 @@ def normal_pdf(x):
 
 @triton.jit
 def mish_parts(x):
-    """t = tanh(softplus(x)) and 1 - t², from w = 1 + e^x: t = (w² - 1)/(w² + 1)."""
+    """t = tanh(softplus(x)) and 1 - t², from w = 1 + e^x: t = (w² - 1)/(w² + 1); 1 and 0 far right."""
     e = tl.exp(tl.minimum(x, 20.0))
     w2 = (1 + e) * (1 + e)
     r = 2 * (1 + e) / (w2 + 1)
-    return e * (e + 2) / (w2 + 1), r * r
+    return e * (e + 2) / (w2 + 1), tl.where(x > 20, 0.0, r * r)
 
 
 @triton.jit
@@ -196,8 +196,9 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         else:
             return tl.where(s * a > b, 1.0, sigmoid(a * s))
     elif KEY == "softsign":
-        d = 1 + tl.abs(s)
-        return 1 / (d * d)
+        c = 1 + tl.abs(s)
+        d = 1 / c
+        return d * d * (c * d)
     elif KEY == "hardtanh":
         return tl.where((s <= a) | (s >= b), 0.0, 1.0)
     elif KEY == "relu6":
@@ -207,17 +208,18 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "hardswish":
         return tl.where(s <= -3, 0.0, tl.where(s < 3, s / 3 + 0.5, 1.0))
     elif KEY == "logsigmoid":
-        return -expm1_negative(s)
+        if OUTPUT:
+            return -expm1_negative(s)
+        else:
+            return sigmoid(-s)
     elif KEY == "tanhshrink":
         t = tanh(s)
         return t * t
-    elif KEY == "hardshrink":
+    elif KEY == "hardshrink" or KEY == "softshrink":
         if OUTPUT:
             return tl.where(s == 0, 0.0, 1.0)
         else:
-            return tl.zeros_like(s) + 1
-    elif KEY == "softshrink":
-        return tl.where(s == 0, 0.0, 1.0)
+            return tl.where((s >= -a) & (s <= a), 0.0, 1.0)
     elif KEY == "sin":
         return tl.cos(s)
     else:
@@ -262,7 +264,11 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "hardswish":
         return tl.where((s > -3) & (s < 3), 1 / 3, 0.0)
     elif KEY == "logsigmoid":
-        return -tl.exp(s)
+        if OUTPUT:
+            return -tl.exp(s)
+        else:
+            q = sigmoid(s)
+            return q * (q - 1)
     elif KEY == "tanhshrink":
         t = tanh(s)
         return 2 * t * (1 - t * t)

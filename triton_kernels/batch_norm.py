@@ -200,19 +200,19 @@ def forward(
     activation: str, parameters: tuple[float, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, in x's dtype promoted with the residual's, and the batch's mean and biased var in float32. x is not empty."""
-    mean, var = torch.empty((2, plan.channels), dtype=torch.float32, device=x.device)
+    mean, var = (torch.empty(plan.channels, dtype=torch.float32, device=x.device) for _ in range(2))
     if plan.splits > 1:
         _run_statistics(layout.flat(x), plan, mean, var)
         y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, eps, activation, parameters)
         return y, mean, var
     flat, r, gamma, beta = layout.flat(x), layout.flat(residual), _vector(gamma), _vector(beta)
-    y = torch.empty_like(flat, dtype=x.dtype if r is None else torch.promote_types(x.dtype, r.dtype))
+    y = layout.new(x, x.dtype if r is None else torch.promote_types(x.dtype, r.dtype))
     with device_of(x):
         _forward_whole[plan.groups_grid()](
             flat, gamma, beta, r, mean, var, y, eps, *_pair(parameters), *plan.reduction(), plan.tiles,
             activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
-    return layout.restored(y), mean, var
+    return y, mean, var
 
 
 def _normalized(
@@ -220,22 +220,22 @@ def _normalized(
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
     eps: float, activation: str, parameters: tuple[float, ...],
 ) -> Tensor:  # fmt: skip
+    y = layout.new(x, x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
     x, residual = layout.flat(x), layout.flat(residual)
-    y = torch.empty_like(x, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
     with device_of(x):
         _apply[plan.grid()](
             x, _vector(gamma), _vector(beta), residual, _vector(mean), _vector(var), y, eps, *_pair(parameters),
             *plan.matrix(), activation, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
-    return layout.restored(y)
+    return y
 
 
 apply = _with_plan(_normalized)
 """y by statistics that are given, in x's dtype promoted with the residual's. x is not empty."""
 
 
-def _new(like: Tensor, dtype: torch.dtype | None, needed: bool) -> Any:
-    return torch.empty_like(like, dtype=dtype) if needed and dtype is not None else None
+def _new(like: Tensor, dtype: torch.dtype | None, needed: bool, layout: Layout | None = None) -> Any:
+    return (layout or Layout()).new(like, dtype) if needed and dtype is not None else None
 
 
 Gradients = list[Any]
@@ -258,12 +258,13 @@ def backward(
         output: f′ is told by y, not by z.
         needs, dtypes: for x, γ, β and r.
     """
+    identity = activation == "identity"
+    dx = _new(x, dtypes[0], needs[0], layout)
+    dr = _new(x, dtypes[3], needs[3] and not identity, layout)
+    given = dy
+    dgamma, dbeta = (_new(mean, dtypes[i], needs[i]) for i in (1, 2))
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     gamma, beta, dmean, dvar = (_vector(t) for t in (gamma, beta, dmean, dvar))
-    identity = activation == "identity"
-    dx = _new(x, dtypes[0], needs[0])
-    dgamma, dbeta = (_new(mean, dtypes[i], needs[i]) for i in (1, 2))
-    dr = _new(x, dtypes[3], needs[3] and not identity)
     saved = (x, gamma, beta, residual, y, mean, var)
     constants = (activation, output, *plan.blocks(x))
     a, b = _pair(parameters)
@@ -295,8 +296,8 @@ def backward(
                     *plan.matrix(), *constants, num_warps=plan.warps,
                 )  # fmt: skip
     if identity and needs[3]:
-        dr = dy.to(dtypes[3])
-    return [layout.restored(dx), dgamma, dbeta, layout.restored(dr)]
+        dr = given.to(dtypes[3])
+    return [dx, dgamma, dbeta, dr]
 
 
 @_with_plan
@@ -308,12 +309,13 @@ def normalize_backward(
     needs: Sequence[bool], dtypes: Dtypes,
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr, dmean, dvar] of :func:`apply`, as :func:`backward`: one sweep, and a reduction where needed."""
+    identity = activation == "identity"
+    dx = _new(x, dtypes[0], needs[0], layout)
+    dr = _new(x, dtypes[3], needs[3] and not identity, layout)
+    given = dy
     dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
     vectors: list[Any] = [_vector(t) for t in (gamma, beta, mean, var)]
     gamma, beta, mean, var = vectors
-    identity = activation == "identity"
-    dx = _new(x, dtypes[0], needs[0])
-    dr = _new(x, dtypes[3], needs[3] and not identity)
     of_channels = [_new(mean, dtypes[i], needs[i]) for i in (1, 2, 4, 5)]
     saved = (x, gamma, beta, residual, y, mean, var)
     constants = (activation, output, *plan.blocks(x))
@@ -334,9 +336,9 @@ def normalize_backward(
                 dy, *saved, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=plan.warps
             )  # fmt: skip
     if identity and needs[3]:
-        dr = dy.to(dtypes[3])
+        dr = given.to(dtypes[3])
     dgamma, dbeta, dmean, dvar = of_channels
-    return [layout.restored(dx), dgamma, dbeta, layout.restored(dr), dmean, dvar]
+    return [dx, dgamma, dbeta, dr, dmean, dvar]
 
 
 def _targets() -> Iterator[dict[str, Any]]:

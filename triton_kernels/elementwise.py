@@ -200,8 +200,14 @@ class Layout:
         """The tensor with its dimensions in the order of memory, contiguous."""
         return None if t is None else (t.movedim(1, -1) if self.channels else t).contiguous()
 
-    def restored(self, t: Any) -> Any:
-        return None if t is None else t.movedim(-1, 1) if self.channels else t
+    def new(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An empty tensor of ``like``'s shape that lies so, for a kernel to fill in the order of memory. What users may
+        get is made by it: it is no view, which autograd would refuse to change in place.
+        """
+        order = torch.contiguous_format
+        if self.channels:
+            order = torch.channels_last if like.dim() == 4 else torch.channels_last_3d
+        return torch.empty_like(like, dtype=dtype, memory_format=order)
 
 
 def _dropout(seed: Tensor | None, p: float) -> tuple[float, int, int]:
@@ -243,10 +249,10 @@ def _run_forward(
     activation: str, parameters: tuple[float, ...], act_last: bool, store: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     layout = Layout.of(x)
-    x, residual = layout.flat(x), layout.flat(residual)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    y = torch.empty_like(x, dtype=dtype)
-    s = torch.empty_like(x, dtype=dtype if act_last else x.dtype) if store else None
+    y = layout.new(x, dtype)
+    s = layout.new(x, dtype if act_last else x.dtype) if store else None
+    x, residual = layout.flat(x), layout.flat(residual)
     scale, threshold, bits = _dropout(seed, p)
     n = x.numel()
     if n:
@@ -261,7 +267,7 @@ def _run_forward(
 
         with device_of(x):
             launch(block_for("elementwise", n, x.device, launch, x.dtype, "forward"))
-    return layout.restored(y), layout.restored(s)
+    return y, s
 
 
 def backward(
@@ -285,9 +291,9 @@ def _run_backward(
     output: bool, dtype: torch.dtype, dtype_r: torch.dtype | None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     layout = Layout.of(dy if s is None else s)
+    dx = layout.new(dy, dtype)
+    dr = None if dtype_r is None else layout.new(dy, dtype_r)
     dy, s = layout.flat(dy), layout.flat(s)
-    dx = torch.empty_like(dy, dtype=dtype)
-    dr = None if dtype_r is None else torch.empty_like(dy, dtype=dtype_r)
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
@@ -301,7 +307,7 @@ def _run_backward(
 
         with device_of(dy):
             launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "backward"))
-    return layout.restored(dx), layout.restored(dr)
+    return dx, dr
 
 
 def backward_bias(
@@ -339,8 +345,8 @@ def second(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """ddy in dy's dtype and ds in s's."""
     layout = Layout.of(s)
+    ddy, ds = layout.new(dy, dy.dtype), layout.new(s, s.dtype)
     g, dy, s = layout.flat(g), layout.flat(dy), layout.flat(s)
-    ddy, ds = torch.empty_like(dy), torch.empty_like(s)
     scale, threshold, bits = _dropout(seed, p)
     n = dy.numel()
     if n:
@@ -354,7 +360,7 @@ def second(
 
         with device_of(dy):
             launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "second"))
-    return layout.restored(ddy), layout.restored(ds)
+    return ddy, ds
 
 
 def _targets() -> Iterator[dict[str, Any]]:

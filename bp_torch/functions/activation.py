@@ -30,7 +30,7 @@ def activate(x: Tensor, name: str, parameters: tuple[float, ...]) -> Tensor:
 class ActivationFunction(Function):
     """y = f(x).
 
-    Backward: dx = dy ⊙ f′(x), from x or from y as the row says. Shapes: any, all equal. dtypes: floating.
+    Backward: dx = dy ⊙ f′(x), from x or from y, whichever torch keeps. Shapes: any, all equal. dtypes: floating.
     """
 
     @staticmethod
@@ -50,12 +50,12 @@ class ActivationFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (s,) = ctx.saved_tensors
-        return activation_backward(dy, s, ctx.name, ctx.parameters), None, None
+        return activation_backward(dy, s, ctx.name, ctx.parameters, fused=False), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (s,) = ctx.saved_tensors
-        return activation_backward(dx, s, ctx.name, ctx.parameters)
+        return activation_backward(dx, s, ctx.name, ctx.parameters, fused=False)
 
 
 class ActivationBackwardFunction(Function):
@@ -63,16 +63,17 @@ class ActivationBackwardFunction(Function):
 
     Backward: d(dy) = m ⊙ g / (1 - p) ⊙ f′(z); ds = m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s), where ddf(s) is f″(z) for s = z.
 
-    f′ and m are diagonal, so that this is the pushforward as well. The mask m may be None: then it is 1.
+    f′ and m are diagonal, so that this is the pushforward as well. The mask m may be None: then it is 1. ``fused`` says
+    which row of the activation made s.
     """
 
     @staticmethod
     def forward(
-        dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
+        dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...], fused: bool
     ) -> Tensor:
         if is_plain(dy, s):
-            return _pull(dy, s, mask, p, name, parameters)
-        return (drop(dy, mask, p) * lookup(name, parameters).df(wide(s), *parameters)).to(dy.dtype)
+            return _pull(dy, s, mask, p, name, parameters, fused)
+        return (drop(dy, mask, p) * lookup(name, parameters, fused).df(wide(s), *parameters)).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -84,27 +85,29 @@ class ActivationBackwardFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dy, s, mask = ctx.saved_tensors
         need_dy, need_s = ctx.needs_input_grad[:2]
-        p, name, parameters = ctx.constants
+        p, name, parameters, fused = ctx.constants
         triton = plain_kernels(g, dy, s) if may_draw(mask) else None
         if triton is not None:
-            output = lookup(name, parameters).saves == "output"
+            output = lookup(name, parameters, fused).saves == "output"
             ddy, ds = triton.elementwise.second(g, dy, s, mask, p, name, parameters, output)
         else:
-            ddy = activation_backward(g, s, name, parameters, mask, p) if need_dy else None
+            ddy = activation_backward(g, s, name, parameters, mask, p, fused) if need_dy else None
             ds = _curvature(g, dy, s, mask, *ctx.constants) if need_s else None
-        return ddy, ds, None, None, None, None
+        return ddy, ds, None, None, None, None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, tdy: Tensor | None, ts: Tensor | None, *_: None) -> Tensor:
         dy, s, mask = ctx.saved_tensors
-        p, name, parameters = ctx.constants
-        t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, name, parameters, mask, p)
+        p, name, parameters, fused = ctx.constants
+        t = torch.zeros_like(dy) if tdy is None else activation_backward(tdy, s, name, parameters, mask, p, fused)
         return t if ts is None else t + _curvature(ts, dy, s, mask, *ctx.constants)
 
 
-def _pull(dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]) -> Tensor:
+def _pull(
+    dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...], fused: bool
+) -> Tensor:
     """m ⊙ dy / (1 - p) ⊙ f′(z) of plain tensors, in one kernel of ATen's or of ours where there is one."""
-    row = lookup(name, parameters)
+    row = lookup(name, parameters, fused)
     triton = plain_kernels(dy, s) if may_draw(mask) else None
     if triton is not None:
         dz: Tensor = triton.elementwise.backward(dy, s, mask, p, name, parameters, row.saves == "output")
@@ -118,10 +121,10 @@ def _pull(dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, param
 
 
 def _curvature(
-    g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...]
+    g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...], fused: bool
 ) -> Tensor:
     """m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s)."""
-    return (g * drop(dy, mask, p) * lookup(name, parameters).ddf(wide(s), *parameters)).to(s.dtype)
+    return (g * drop(dy, mask, p) * lookup(name, parameters, fused).ddf(wide(s), *parameters)).to(s.dtype)
 
 
 def activation_backward(
@@ -131,8 +134,9 @@ def activation_backward(
     parameters: tuple[float, ...],
     mask: Tensor | None = None,
     p: float = 0,  # not 0.0, which Dynamo would take for an input of a dynamic graph
+    fused: bool = True,
 ) -> Tensor:
-    """m ⊙ dy / (1 - p) ⊙ f′(z), from what the row saves."""
+    """m ⊙ dy / (1 - p) ⊙ f′(z), from what the row of a fused layer saves, or that of the activation by itself."""
     if is_plain(dy, s):
-        return _pull(dy, s, mask, p, name, parameters)
-    return call(ActivationBackwardFunction, dy, s, mask, p, name, parameters)
+        return _pull(dy, s, mask, p, name, parameters, fused)
+    return call(ActivationBackwardFunction, dy, s, mask, p, name, parameters, fused)

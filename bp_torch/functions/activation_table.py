@@ -1,12 +1,14 @@
 """The activation table: f, f′ and f″ of each activation.
 
-Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x, or the output y
-where that loses no accuracy (then the layer after it keeps the tensor anyway). ``df`` is f′ as a function of the saved
+Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x or the output y,
+whichever torch keeps, so that the other may be changed in place as there. ``df`` is f′ as a function of the saved
 tensor s, and ``ddf`` is the derivative of ``df`` with respect to that same s, so that
 f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
 
-elu, selu, celu and softsign save their input although y determines f′: near saturation f′ = y + α (or (1 - |y|)²) is a
-difference of nearly equal numbers, and in bfloat16 it is off by up to 40 %.
+A layer that is fused with its activation would have to keep x for it alone, while the next layer keeps y anyway. It
+takes the row ``fused``, which saves y where that loses no accuracy. elu, selu, celu and softsign have none although y
+determines f′: near saturation f′ = y + α (or (1 - |y|)²) is a difference of nearly equal numbers, and in bfloat16 it is
+off by up to 40 %.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ class Activation:
     """ATen's kernel of the backward, (dy, s, *parameters) → dx: one pass where the formula takes several."""
     gate: bool = False
     """f′ depends on whether y is 0, and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
+    fused: Activation | None = None
+    """The row that saves the output where this one saves the input, for fused layers."""
     unless: Callable[..., bool] = lambda *p: False
-    """For which parameters the output does not determine f′; then the row ``instead`` serves."""
-    instead: Activation | None = None
+    """For which parameters the output does not determine f′, so that ``fused`` cannot serve."""
 
 
 # gelu's constants stand in the code as numbers: under ``dynamic=True`` Dynamo takes a module's float for an input, and
@@ -122,21 +125,37 @@ def _selu_backward(dy: Tensor, x: Tensor) -> Tensor:
     return aten.elu_backward.default(dy, alpha, scale, 1, False, x)
 
 
-def _softplus_df(y: Tensor, beta: float, threshold: float) -> Tensor:
-    return torch.where(y * beta > threshold, 1.0, -torch.expm1(-beta * y))
-
-
-def _softplus_ddf(y: Tensor, beta: float, threshold: float) -> Tensor:
-    return torch.where(y * beta > threshold, 0.0, beta * torch.exp(-beta * y))
-
-
-def _softplus_df_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+def _softplus_df(x: Tensor, beta: float, threshold: float) -> Tensor:
     return torch.where(x * beta > threshold, 1.0, torch.sigmoid(beta * x))
 
 
-def _softplus_ddf_input(x: Tensor, beta: float, threshold: float) -> Tensor:
+def _softplus_ddf(x: Tensor, beta: float, threshold: float) -> Tensor:
     s = torch.sigmoid(beta * x)
     return torch.where(x * beta > threshold, 0.0, beta * s * (1 - s))
+
+
+def _softplus_df_output(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 1.0, -torch.expm1(-beta * y))
+
+
+def _softplus_ddf_output(y: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(y * beta > threshold, 0.0, beta * torch.exp(-beta * y))
+
+
+def _softsign_df(x: Tensor) -> Tensor:
+    """1/(1 + |x|)², and NaN at an infinity, as torch has it: there the factor (1 + |x|)/(1 + |x|) is no 1."""
+    c = 1 + x.abs()
+    d = 1 / c
+    return d * d * (c * d)
+
+
+def _logsigmoid_df(x: Tensor) -> Tensor:
+    return torch.sigmoid(-x)
+
+
+def _logsigmoid_ddf(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return -s * (1 - s)
 
 
 def _hardsigmoid(x: Tensor) -> Tensor:
@@ -163,8 +182,8 @@ def _leaky_relu_df(s: Tensor, slope: float) -> Tensor:
     return torch.where(s > 0, torch.ones_like(s), slope)
 
 
-def _clipped(y: Tensor, low: float, high: float) -> Tensor:
-    return 1 - ((y <= low) | (y >= high)).to(y.dtype)
+def _clipped(s: Tensor, low: float, high: float) -> Tensor:
+    return 1 - ((s <= low) | (s >= high)).to(s.dtype)
 
 
 def _exact_in_16_bits(value: float) -> bool:
@@ -172,8 +191,12 @@ def _exact_in_16_bits(value: float) -> bool:
     return -8 <= value <= 8 and (16 * value) % 1 == 0
 
 
-def _hardtanh_backward(dy: Tensor, y: Tensor, low: float, high: float) -> Tensor:
-    return aten.hardtanh_backward.default(dy, y, low, high)
+def _hardtanh_backward(dy: Tensor, s: Tensor, low: float, high: float) -> Tensor:
+    return aten.hardtanh_backward.default(dy, s, low, high)
+
+
+def _outside(x: Tensor, lambd: float) -> Tensor:
+    return 1 - ((x >= -lambd) & (x <= lambd)).to(x.dtype)
 
 
 def _zero(s: Tensor, *parameters: float) -> Tensor:
@@ -196,16 +219,15 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
     ),
     "leaky_relu": Activation(
-        f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="output",
+        f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="input",
         formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
         parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
-        native=lambda dy, y, slope: aten.leaky_relu_backward.default(dy, y, slope, True),
+        native=lambda dy, x, slope: aten.leaky_relu_backward.default(dy, x, slope, False),
         unless=lambda slope: slope < 0,
-        instead=Activation(
-            f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="input",
-            formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
-            parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
-            native=lambda dy, x, slope: aten.leaky_relu_backward.default(dy, x, slope, False),
+        fused=Activation(
+            f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="output",
+            formula="x if x > 0 else a x", derivative="1 if y > 0 else a", source="torch.nn.LeakyReLU",
+            native=lambda dy, y, slope: aten.leaky_relu_backward.default(dy, y, slope, True),
         ),
     ),
     "elu": Activation(
@@ -272,48 +294,50 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, y: aten.tanh_backward.default(dy, y),
     ),
     "softplus": Activation(
-        f=F.softplus, df=_softplus_df, ddf=_softplus_ddf, saves="output",
+        f=F.softplus, df=_softplus_df, ddf=_softplus_ddf, saves="input",
         formula="x if β x > threshold else log(1 + exp(β x))/β",
-        derivative="1 if β x > threshold else 1 - exp(-β y)", source="torch.nn.Softplus",
+        derivative="1 if β x > threshold else σ(β x)", source="torch.nn.Softplus",
         parameters={"beta": 1.0, "threshold": 20.0},
         kinks=lambda beta, threshold: (threshold / beta,),
+        native=lambda dy, x, beta, threshold: aten.softplus_backward.default(dy, x, beta, threshold),
         # Where log(1 + e^t) and t differ visibly at t = threshold, an output there belongs to two inputs.
         unless=lambda beta, threshold: threshold < 20,
-        instead=Activation(
-            f=F.softplus, df=_softplus_df_input, ddf=_softplus_ddf_input, saves="input",
+        fused=Activation(
+            f=F.softplus, df=_softplus_df_output, ddf=_softplus_ddf_output, saves="output",
             formula="x if β x > threshold else log(1 + exp(β x))/β",
-            derivative="1 if β x > threshold else σ(β x)", source="torch.nn.Softplus",
-            parameters={"beta": 1.0, "threshold": 20.0},
-            kinks=lambda beta, threshold: (threshold / beta,),
-            native=lambda dy, x, beta, threshold: aten.softplus_backward.default(dy, x, beta, threshold),
+            derivative="1 if β y > threshold else 1 - exp(-β y)", source="torch.nn.Softplus",
         ),
     ),
     "softsign": Activation(
         f=F.softsign,
-        df=lambda x: 1 / (1 + x.abs()) ** 2,
+        df=_softsign_df,
         ddf=lambda x: -2 * torch.sign(x) / (1 + x.abs()) ** 3,
         saves="input",
         formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
     ),
     "hardtanh": Activation(
-        f=F.hardtanh, df=_clipped, ddf=_zero, saves="output",
+        f=F.hardtanh, df=_clipped, ddf=_zero, saves="input",
         formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
         parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
         native=_hardtanh_backward,
         # A bound that is rounded in y no longer compares equal to itself.
         unless=lambda low, high: not (_exact_in_16_bits(low) and _exact_in_16_bits(high)),
-        instead=Activation(
-            f=F.hardtanh, df=_clipped, ddf=_zero, saves="input",
-            formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
-            parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
+        fused=Activation(
+            f=F.hardtanh, df=_clipped, ddf=_zero, saves="output",
+            formula="min(max(x, low), high)", derivative="1 if low < y < high else 0", source="torch.nn.Hardtanh",
             native=_hardtanh_backward,
         ),
     ),
     "relu6": Activation(
-        f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
+        f=F.relu6, df=lambda x: _clipped(x, 0.0, 6.0), ddf=_zero, saves="input",
         formula="min(max(x, 0), 6)", derivative="1 if 0 < x < 6 else 0", source="torch.nn.ReLU6",
         kinks=lambda: (0.0, 6.0),
-        native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
+        native=lambda dy, x: _hardtanh_backward(dy, x, 0.0, 6.0),
+        fused=Activation(
+            f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
+            formula="min(max(x, 0), 6)", derivative="1 if 0 < y < 6 else 0", source="torch.nn.ReLU6",
+            native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
+        ),
     ),
     "hardsigmoid": Activation(
         f=_hardsigmoid,
@@ -330,8 +354,12 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, x: aten.hardswish_backward.default(dy, x),
     ),
     "logsigmoid": Activation(
-        f=F.logsigmoid, df=lambda y: -torch.expm1(y), ddf=lambda y: -torch.exp(y), saves="output",
-        formula="log σ(x)", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
+        f=F.logsigmoid, df=_logsigmoid_df, ddf=_logsigmoid_ddf, saves="input",
+        formula="log σ(x)", derivative="σ(-x)", source="torch.nn.LogSigmoid",
+        fused=Activation(
+            f=F.logsigmoid, df=lambda y: -torch.expm1(y), ddf=lambda y: -torch.exp(y), saves="output",
+            formula="log σ(x)", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
+        ),
     ),
     "tanhshrink": Activation(
         f=F.tanhshrink,
@@ -341,21 +369,27 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="x - tanh(x)", derivative="tanh²(x)", source="torch.nn.Tanhshrink",
     ),
     "hardshrink": Activation(
-        f=F.hardshrink, df=_nonzero, ddf=_zero, saves="output",
+        f=F.hardshrink, df=_outside, ddf=_zero, saves="input",
         formula="x if |x| > λ else 0", derivative="1 if |x| > λ else 0", source="torch.nn.Hardshrink",
-        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
-        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
-        unless=lambda lambd: lambd < 0,
-        instead=Activation(
-            f=F.hardshrink, df=lambda x, lambd: torch.ones_like(x), ddf=_zero, saves="input",
-            formula="x", derivative="1", source="torch.nn.Hardshrink with λ < 0", parameters={"lambd": -0.5},
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd),
+        native=lambda dy, x, lambd: aten.hardshrink_backward.default(dy, x, lambd),
+        unless=lambda lambd: lambd < 0,  # then y = x
+        fused=Activation(
+            f=F.hardshrink, df=_nonzero, ddf=_zero, saves="output",
+            formula="x if |x| > λ else 0", derivative="1 if y ≠ 0 else 0", source="torch.nn.Hardshrink", gate=True,
+            native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
         ),
     ),
     "softshrink": Activation(
-        f=F.softshrink, df=_nonzero, ddf=_zero, saves="output",
+        f=F.softshrink, df=_outside, ddf=_zero, saves="input",
         formula="sign(x) max(|x| - λ, 0)", derivative="1 if |x| > λ else 0", source="torch.nn.Softshrink",
-        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd), gate=True,
-        native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+        parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd),
+        native=lambda dy, x, lambd: aten.softshrink_backward.default(dy, x, lambd),
+        fused=Activation(
+            f=F.softshrink, df=_nonzero, ddf=_zero, saves="output",
+            formula="sign(x) max(|x| - λ, 0)", derivative="1 if y ≠ 0 else 0", source="torch.nn.Softshrink", gate=True,
+            native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
+        ),
     ),
     "sin": Activation(
         f=torch.sin, df=torch.cos, ddf=lambda x: -torch.sin(x), saves="input",
@@ -364,7 +398,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 
-def lookup(name: str, parameters: tuple[float, ...] = ()) -> Activation:
-    """The row that serves ``name`` with these ``parameters``."""
+def lookup(name: str, parameters: tuple[float, ...] = (), fused: bool = False) -> Activation:
+    """The row of ``name``, or where a ``fused`` layer asks, the one that serves it with these ``parameters``."""
     row = ACTIVATIONS[name]
-    return row.instead if row.instead is not None and row.unless(*parameters) else row
+    return row.fused if fused and row.fused is not None and not row.unless(*parameters) else row

@@ -123,7 +123,7 @@ def _f_prime_from(ctx: Any, *saved: Any) -> Tensor:
 
 def _by_output(activation: str, parameters: tuple[float, ...]) -> bool:
     """Whether f′ is told by f(z), rather than by z."""
-    return activation != "identity" and lookup(activation, parameters).saves == "output"
+    return activation != "identity" and lookup(activation, parameters, fused=True).saves == "output"
 
 
 def _save(
@@ -134,7 +134,7 @@ def _save(
     identity = ctx.activation == "identity"
     by_output = _by_output(ctx.activation, ctx.parameters)
     if mask is not None:  # without it y no longer tells f′, unless it tells both
-        by_output = by_output and lookup(ctx.activation, ctx.parameters).gate
+        by_output = by_output and lookup(ctx.activation, ctx.parameters, fused=True).gate
     ctx.gated = by_output and mask is not None
     mask = None if ctx.gated else mask
     again = not identity and not by_output

@@ -50,4 +50,5 @@ def weight_of(w: Tensor | None, counts: Tensor, index: Tensor, c: int, dtype: to
     """w_t where the position counts, else 0."""
     if w is None:
         return counts.to(dtype)
-    return torch.where(counts, wide(w)[index.squeeze(c)], 0.0)
+    # Indexed before it is squeezed: an index without dimensions is a number, which traced tensors do not have.
+    return torch.where(counts, wide(w)[index].squeeze(c), 0.0)

@@ -29,7 +29,7 @@ from ..backends import is_batch_invariant, plain_kernels
 from . import batch_invariant
 from .activation import activate, activation_backward, lookup
 from .dropout import drop, may_draw
-from .function import Function, is_plain
+from .function import Function, is_plain, no_view
 
 __all__ = ["DenseFunction", "LinearFunction"]
 
@@ -50,7 +50,7 @@ class LinearFunction(Function):
             y = _forward_by_kernels(triton, x, W, b, None, None, 0.0, "identity", ())
             assert isinstance(y, Tensor)
             return y
-        return batch_invariant.linear(x, W, b) if is_batch_invariant() else F.linear(x, W, b)
+        return batch_invariant.linear(x, W, b) if is_batch_invariant() else _product(x, W, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -105,7 +105,7 @@ class DenseFunction(Function):
         triton = plain_kernels(x, W, b, residual) if may_draw(mask) else None
         if triton is not None:
             return _forward_by_kernels(triton, x, W, b, residual, mask, p, activation, parameters)
-        z = _batch_invariant_product(x, W, b) if is_batch_invariant() else F.linear(x, W, b)
+        z = _batch_invariant_product(x, W, b) if is_batch_invariant() else _product(x, W, b)
         if activation == "identity":
             return drop(z, mask, p, residual)
         saved = f_prime_from(activation, parameters, mask, residual)
@@ -163,6 +163,12 @@ class DenseFunction(Function):
         return (ty, tz) if ctx.saved == "z" else (ty, ta) if ctx.saved == "a" else ty
 
 
+def _product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """x Wᵀ + b, which is no view: F.linear's result is one of a product of matrices where x has more dimensions."""
+    z = F.linear(x, W, b)
+    return z if b is None or z.dim() == 2 else no_view(z)
+
+
 def _rows(t: Tensor) -> Tensor:
     """(..., C) → (N, C); explicit sizes, because -1 is ambiguous when C is 0."""
     return t if t.dim() == 2 else t.reshape(_count(t), t.shape[-1])
@@ -207,7 +213,7 @@ def _forward_by_kernels(
             x, W, b, residual, mask, p, activation, parameters, saved if saved in ("z", "a") else ""
         )
         return y if s is None else (y, s)
-    z = F.linear(x, W, b)
+    z = _product(x, W, b)
     if activation == "identity":
         return drop(z, mask, p, residual)
     if saved == "a":
@@ -226,7 +232,7 @@ def _backward_by_kernels(
     triton = plain_kernels(dy, s) if may_draw(mask) else None
     if triton is None:
         return None
-    output = lookup(ctx.activation, ctx.parameters).saves == "output"
+    output = lookup(ctx.activation, ctx.parameters, fused=True).saves == "output"
     both: tuple[Tensor, Tensor] = triton.elementwise.backward_bias(
         _rows(dy), s if s is None else _rows(s), mask, ctx.p, ctx.activation, ctx.parameters, output, ctx.dtype
     )
@@ -239,7 +245,7 @@ def f_prime_from(
     """Which tensor tells f′ in backward: None, ``z``, ``a``, or ``y``, which the next layer keeps anyway."""
     if activation == "identity":
         return None
-    row = lookup(activation, parameters)
+    row = lookup(activation, parameters, fused=True)
     if row.saves == "input":
         return "z"
     return "y" if residual is None and (mask is None or row.gate) else "a"

@@ -24,14 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
 
 from ..backends import kernels, mask_of, plain_kernels
-from .function import Function, is_plain
+from .function import PLAIN, Function, is_plain
 
 __all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "may_draw"]
-
-ALPHA = -1.7580993408473766  # -λα of SELU: what SELU tends to on the left
-
 
 ZEROS = {t: torch.zeros((), dtype=t, device="cpu") for t in (torch.float32, torch.float64, torch.bfloat16)}
 """To add to, made once: a call of ``new_zeros`` takes as long as a pass over a small tensor."""
@@ -57,7 +55,7 @@ def draw_mask(
     triton = None if broadcasts else kernels(x)
     if triton is not None:
         return triton.random.new_seed(x.device, generator)
-    if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+    if type(x) not in PLAIN or torch.compiler.is_compiling() or _is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
     if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():
@@ -152,10 +150,11 @@ class DropoutFunction(Function):
         return drop(dx, mask, ctx.p)
 
 
-def _affine(p: float) -> tuple[float, float]:
-    """a and b of alpha dropout; p = 1 gives zeros."""
-    a = 1 / math.sqrt((1 - p) * (1 + p * ALPHA**2)) if p < 1 else 0.0
-    return a, -a * p * ALPHA
+def _affine(p: float) -> tuple[float, float, float]:
+    """a, b and α′ of alpha dropout; p = 1 gives a = b = 0."""
+    alpha = -1.7580993408473766  # -λα of SELU; here, because Dynamo takes a module's floats for inputs
+    a = 1 / math.sqrt((1 - p) * (1 + p * alpha**2)) if p < 1 else 0.0
+    return a, -a * p * alpha, alpha
 
 
 class AlphaDropoutFunction(Function):
@@ -166,9 +165,9 @@ class AlphaDropoutFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
-        a, b = _affine(p)
+        a, b, alpha = _affine(p)
         # In the mask's shape, which is small for whole channels.
-        shift = torch.where(mask, torch.full_like(mask, b, dtype=x.dtype), a * ALPHA + b)
+        shift = torch.where(mask, torch.full_like(mask, b, dtype=x.dtype), a * alpha + b)
         return _scale(x, mask, a, shift)
 
     @staticmethod

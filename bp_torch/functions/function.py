@@ -23,7 +23,7 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-__all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "wide"]
+__all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "no_view", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 NARROW = (torch.bfloat16, torch.float16)
@@ -106,6 +106,11 @@ def call(function: type[Function], *args: Any) -> Any:
 def wide(t: Tensor) -> Tensor:
     """16-bit tensors in float32, in which the formulas are evaluated."""
     return t.float() if t.dtype in NARROW else t
+
+
+def no_view(t: Tensor) -> Tensor:
+    """t, as the only tensor of what it is a view of: autograd refuses to change a view that a Function returned."""
+    return torch.ops.aten._unsafe_view.default(t, t.shape)
 
 
 class _Leaf(tuple):

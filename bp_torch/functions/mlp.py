@@ -136,7 +136,7 @@ def _forward(
 
 def _kept(activation: str, parameters: tuple[float, ...]) -> str:
     """What f′ is computed from: ``z`` or ``a``."""
-    return "z" if activation != "identity" and lookup(activation, parameters).saves == "input" else "a"
+    return "z" if activation != "identity" and lookup(activation, parameters, fused=True).saves == "input" else "a"
 
 
 def _saved(ctx: Any) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[Tensor, ...]]:

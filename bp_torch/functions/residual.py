@@ -28,7 +28,7 @@ def _saved(activation: str, parameters: tuple[float, ...]) -> str:
     """Which tensor tells f′ in backward: nothing, the sum ``z``, or ``y``, which the next layer keeps anyway."""
     if activation == "identity":
         return "nothing"
-    return "z" if lookup(activation, parameters).saves == "input" else "y"
+    return "z" if lookup(activation, parameters, fused=True).saves == "input" else "y"
 
 
 class ResidualFunction(Function):
@@ -77,7 +77,7 @@ class ResidualFunction(Function):
         s, mask = ctx.saved_tensors
         triton = plain_kernels(dy, s) if dy is not None and dz is None and may_draw(mask) else None
         if triton is not None and all(ctx.needs_input_grad[:2]):
-            row = lookup(ctx.activation, ctx.parameters)
+            row = lookup(ctx.activation, ctx.parameters, fused=True)
             dh, dr = triton.elementwise.residual_backward(
                 dy, s, mask, ctx.p, ctx.activation, ctx.parameters, row.saves == "output", ctx.dtypes
             )
