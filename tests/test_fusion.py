@@ -314,9 +314,7 @@ def test_what_is_not_fused_computes_as_before_and_says_why(name: str) -> None:
     assert len(fused_calls(lambda: model(x))) == (row.status == "fused")
 
 
-@pytest.mark.parametrize(
-    "register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
-)
+@pytest.mark.parametrize("register", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_part_with_hooks_is_called(register: str, at: int) -> None:
     model, calls = nn.Sequential(nn.Linear(3, 3), nn.SiLU(), nn.Dropout(0.2)), []
