@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+THREADS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -46,9 +47,9 @@ types: $(STAMP)
 	ln -s ../../benchmarks build/types/
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p bp_torch -p benchmarks
 
-# One thread for each worker: the workers already fill the cores.
+# One thread for each worker, unless THREADS says otherwise: the workers already fill the cores.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts=docs/contracts.md
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --contracts=docs/contracts.md
 
 # Hours on two cores: each recipe is trained as its header says.
 test-recipes: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,6 +140,9 @@ def moved(t: Tensor, device: str, dtype: torch.dtype) -> Tensor:
 def fault(setup: Setup, f: Callable[..., Tensor], times: float = 2) -> str:
     """What is wrong with f's values or gradients, or "". Without dropout against float64, where the error may be
     ``times`` torch's own; with it, y and its square must have the means that torch's have.
+
+    The error of a loss, one number, is a matter of luck, so torch's is taken as no smaller than in all of y and the
+    gradients together, relatively.
     """
     layer, wanted = setup.layer, [i for i, t in enumerate(setup.inputs) if t.requires_grad]
 
@@ -152,9 +156,14 @@ def fault(setup: Setup, f: Callable[..., Tensor], times: float = 2) -> str:
         return [y.detach().clone(), *(grad.clone() for grad in grads)]
 
     exact, torchs, ours = results(layer.theirs, torch.float64), results(layer.theirs, None), results(f, None)
+    sizes = [right.norm().item() for right in exact]
+    errors = [(theirs.double() - right).norm().item() for theirs, right in zip(torchs, exact, strict=True)]
+    relative = (
+        math.hypot(*(error / (size or 1.0) for error, size in zip(errors, sizes, strict=True))) / len(sizes) ** 0.5
+    )
     for index, (right, theirs, found) in enumerate(zip(exact, torchs, ours, strict=True)):
         what = "y" if index == 0 else f"the gradient of input {wanted[index - 1]}"
-        if problem := inexact(what, found, theirs, right, times, right.norm().item()):
+        if problem := inexact(what, found, theirs, right, times, sizes[index], relative * sizes[index]):
             return problem
     if layer.p:
         with torch.no_grad():

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from cases import torch_activation
 from device import DEVICE
+from exact import Result, assert_as_good_as_torch
 
 import bp_torch
 from bp_torch import backends, nn
@@ -140,10 +141,9 @@ def test_seeds_come_from_torchs_generator() -> None:
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_dense_equals_its_parts(dtype: torch.dtype, key: str, p: float, with_residual: bool) -> None:
     """Forward, every gradient, and the gradient of a gradient penalty, with the mask that the kernels draw."""
-    made = [torch.randn(shape, device=DEVICE).to(dtype) for shape in ((9, 5), (24, 5), (24,), (9, 24))]
-    tensors = made if with_residual else made[:3]
+    shapes = ((9, 5), (24, 5), (24,), (9, 24))[: 4 if with_residual else 3]
 
-    def run(f, dtype=dtype):
+    def run(f, tensors, dtype=dtype):
         given = [t.to(dtype).detach().requires_grad_() for t in tensors]
         y = f(*given)
         dy = torch.cos(torch.arange(y.numel(), device=DEVICE).reshape(y.shape)).to(y.dtype)
@@ -166,15 +166,13 @@ def test_dense_equals_its_parts(dtype: torch.dtype, key: str, p: float, with_res
         a = a if mask is None else a * mask / (1 - p)
         return a if r is None else a + r
 
-    with bp_torch.backend("triton"):
-        found = run(ours)
-    exact, theirs = run(parts, torch.float64), run(parts)
-    unit = torch.finfo(dtype).eps / 2
-    for got, torchs, right in zip(found, theirs, exact, strict=True):
-        assert got.dtype == torchs.dtype
-        error = (got.double() - right).abs().max()
-        # A second derivative in 16 bits goes through a rounded first one: one more rounding is allowed there.
-        assert error <= 2 * (torchs.double() - right).abs().max() + 2 * unit * right.abs().max()
+    def draw() -> list[Result]:
+        tensors = [torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes]
+        with bp_torch.backend("triton"):
+            found = run(ours, tensors)
+        return list(map(Result, found, run(parts, tensors), run(parts, tensors, torch.float64)))
+
+    assert_as_good_as_torch(draw)
 
 
 def test_relu_and_dropout_save_the_output_alone() -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from cases import torch_activation
 from device import DEVICE
+from exact import Result, assert_as_good_as_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeds import INPUTS_SEED
@@ -96,6 +97,11 @@ def made(layout: str, dtype: torch.dtype = torch.float32, mean: float = 0.0, sca
     return x if order is None else x.contiguous(memory_format=order)
 
 
+def inputs_like(x: Tensor, dtype: torch.dtype | None = None, residual: torch.dtype | None = None) -> list[Tensor]:
+    """x, γ and β, and a residual where its dtype is given."""
+    return [x, *parameters(x, dtype or x.dtype), *([] if residual is None else [torch.randn_like(x, dtype=residual)])]
+
+
 def parameters(x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """γ and β."""
     return [t.to(dtype) for t in torch.randn(2, x.shape[1], device=DEVICE)]
@@ -121,35 +127,31 @@ def results(f: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor, *constan
     return [y, *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
 
 
-def root_mean_square(t: Tensor) -> float:
-    return t.square().mean().sqrt().item()
-
-
-def check(inputs: list[Tensor], key: str = "identity", statistics: Any = (None, None)) -> list[Tensor]:
-    """y and each gradient: root mean square error at most twice torch's, and one rounding. Returns ours.
+def check(make: Callable[[], list[Tensor]], key: str = "identity", statistics: Any = (None, None)) -> list[torch.dtype]:
+    """y, dx, dγ, dβ and dr, for x, γ, β and perhaps r that ``make`` draws. Returns the dtypes of ours.
 
     dγ and dβ are sums in float32, as those of torch's CUDA kernel are, but its CPU kernel sums in float64. So two
     roundings of each of their terms are allowed besides, which at random add up as squares do.
     """
-    x, gamma, beta, *residual = inputs
-    dy = torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
-    constants = (key, statistics) if residual else (None, key, statistics)
-    found, torchs = (results(f, inputs, dy, *constants) for f in (ours, theirs))
+    dtypes: list[torch.dtype] = []
     wide = [s if s is None else s.double() for s in statistics]
-    r = residual[0] if residual else torch.zeros_like(x)
-    right = results(theirs, [t.double() for t in (x, gamma, beta, r)], dy.double(), key, wide)
-    dims = [0, *range(2, x.dim())]
-    dz, xhat = right[4], theirs(x.double(), None, None, None, "identity", wide)
-    terms = {"dγ": dz * xhat, "dβ": dz}
-    for name, got, other, reference in zip(("y", "dx", "dγ", "dβ", "dr"), found, torchs, right, strict=False):
-        assert got.dtype == other.dtype, name
-        assert got.shape == other.shape, name
-        error, torchs_error = (root_mean_square(t.double() - reference) for t in (got, other))
-        allowed = 2 * torchs_error + torch.finfo(got.dtype).eps / 2 * root_mean_square(reference)
-        if name in terms:
-            allowed += 2 * 2**-24 * root_mean_square(terms[name].square().sum(dims).sqrt())
-        assert error <= allowed, name
-    return found
+
+    def draw() -> list[Result]:
+        x, gamma, beta, *residual = inputs = make()
+        dy = torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
+        constants = (key, statistics) if residual else (None, key, statistics)
+        found, torchs = (results(f, inputs, dy, *constants) for f in (ours, theirs))
+        r = residual[0] if residual else torch.zeros_like(x)
+        right = results(theirs, [t.double() for t in (x, gamma, beta, r)], dy.double(), key, wide)
+        dims = [0, *range(2, x.dim())]
+        dz, xhat = right[4], theirs(x.double(), None, None, None, "identity", wide)
+        slacks = [0.0, 0.0, *(2 * 2**-24 * terms.square().sum(dims).sqrt() for terms in (dz * xhat, dz)), 0.0]
+        dtypes[:] = [t.dtype for t in found]
+        count = len(found)
+        return list(map(Result, found, torchs, right[:count], slacks[:count]))
+
+    assert_as_good_as_torch(draw)
+    return dtypes
 
 
 @pytest.mark.parametrize(
@@ -158,23 +160,21 @@ def check(inputs: list[Tensor], key: str = "identity", statistics: Any = (None, 
     ids=str,
 )
 def test_training_equals_torch(layout: str, dtype: torch.dtype) -> None:
-    x = made(layout, dtype)
-    check([x, *parameters(x, dtype)], "relu")
+    check(lambda: inputs_like(made(layout, dtype)), "relu")
 
 
 @layouts
 @pytest.mark.parametrize("key", ["relu", "gelu"])
 def test_a_residual_equals_torch(layout: str, key: str) -> None:
-    x = made(layout)
-    check([x, *parameters(x, x.dtype), torch.randn_like(x)], key)
+    check(lambda: inputs_like(made(layout), residual=torch.float32), key)
 
 
 @layouts
 @pytest.mark.parametrize("key", ["identity", "relu", "silu"])
 def test_evaluation_equals_torch(layout: str, key: str) -> None:
-    x = made(layout)
-    statistics = torch.randn(x.shape[1], device=DEVICE), torch.rand(x.shape[1], device=DEVICE) + 0.1
-    check([x, *parameters(x, x.dtype)], key, statistics)
+    channels = LAYOUTS[layout][0][1]
+    statistics = torch.randn(channels, device=DEVICE), torch.rand(channels, device=DEVICE) + 0.1
+    check(lambda: inputs_like(made(layout)), key, statistics)
 
 
 @pytest.mark.parametrize("key", ACTIVATIONS)
@@ -198,26 +198,24 @@ def test_every_activation(key: str, residual: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_16_bit_inputs_with_float32_parameters(layout: str, dtype: torch.dtype, evaluation: bool) -> None:
-    x = made(layout, dtype)
-    statistics = tuple(torch.rand(2, x.shape[1], device=DEVICE) + 0.1) if evaluation else (None, None)
-    found = check([x, *parameters(x, torch.float32)], "relu", statistics)
-    assert [t.dtype for t in found] == [dtype, dtype, torch.float32, torch.float32]
+    statistics = tuple(torch.rand(2, LAYOUTS[layout][0][1], device=DEVICE) + 0.1) if evaluation else (None, None)
+    dtypes = check(lambda: inputs_like(made(layout, dtype), torch.float32), "relu", statistics)
+    assert dtypes == [dtype, dtype, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("layout", ["rows", "split-planes"])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_evaluation_with_16_bit_statistics(layout: str, dtype: torch.dtype) -> None:
-    x = made(layout, dtype)
-    check([x, *parameters(x, dtype)], "gelu", tuple((torch.rand(2, x.shape[1], device=DEVICE) + 0.1).to(dtype)))
+    statistics = tuple((torch.rand(2, LAYOUTS[layout][0][1], device=DEVICE) + 0.1).to(dtype))
+    check(lambda: inputs_like(made(layout, dtype)), "gelu", statistics)
 
 
 @pytest.mark.parametrize("layout", ["rows", "split-rows"])
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
 def test_a_residual_of_another_dtype(layout: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """y has the wider dtype, and dx is not rounded to the narrower residual's."""
-    x = made(layout, dtypes[0])
-    found = check([x, *parameters(x, torch.float32), torch.randn_like(x, dtype=dtypes[1])], "relu")
-    assert [t.dtype for t in found] == [torch.float32, dtypes[0], torch.float32, torch.float32, dtypes[1]]
+    found = check(lambda: inputs_like(made(layout, dtypes[0]), torch.float32, dtypes[1]), "relu")
+    assert found == [torch.float32, dtypes[0], torch.float32, torch.float32, dtypes[1]]
 
 
 @layouts
@@ -230,7 +228,7 @@ def test_a_mean_of_1e5_costs_no_accuracy(layout: str) -> None:
     # Of several processes, whose means differ by little, the rest decides the variance.
     torch.testing.assert_close(mean.double() + rest.double(), x.double().mean(dims), rtol=0, atol=1e-6)
     torch.testing.assert_close(var.double(), x.double().var(dims, correction=0), rtol=1e-6, atol=0)
-    check([x, *parameters(x, x.dtype)], "tanh")
+    check(lambda: inputs_like(made(layout, mean=1e5)), "tanh")
 
 
 @split_layouts
@@ -270,12 +268,15 @@ def test_memory_format_is_torchs(layout: str) -> None:
     ids=str,
 )
 def test_many_small_tiles_and_splits(shape: tuple[int, ...], order: Any) -> None:
-    x = 1e5 + torch.randn(shape, device=DEVICE)
-    x = x if order is None else x.contiguous(memory_format=order)
-    plan = KERNELS.Plan.for_tensor(x, kernels.elementwise.Layout.of(x))
+
+    def draw() -> Tensor:
+        x = 1e5 + torch.randn(shape, device=DEVICE)
+        return x if order is None else x.contiguous(memory_format=order)
+
+    plan = KERNELS.Plan.for_tensor(draw(), kernels.elementwise.Layout.of(draw()))
     assert plan.splits > KERNELS.SPLITS_AT_ONCE
-    check([x, *parameters(x, x.dtype), torch.randn_like(x)], "gelu")
-    check([x, *parameters(x, x.dtype)], "relu", tuple(torch.rand(2, x.shape[1], device=DEVICE) + 0.1))
+    check(lambda: inputs_like(draw(), residual=torch.float32), "gelu")
+    check(lambda: inputs_like(draw()), "relu", tuple(torch.rand(2, shape[1], device=DEVICE) + 0.1))
 
 
 @pytest.mark.usefixtures("small_tiles")
