@@ -45,7 +45,11 @@ class ActivationFunction(Function):
         x, ctx.name, ctx.parameters = inputs
         s = x if lookup(ctx.name, ctx.parameters).saves == "input" else output
         ctx.save_for_backward(s)
-        ctx.save_for_forward(s)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *row = inputs
+        ctx.save_for_forward(x if lookup(*row).saves == "input" else output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,7 +82,10 @@ class ActivationBackwardFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         dy, s, mask, *ctx.constants = inputs
         ctx.save_for_backward(dy, s, mask)
-        ctx.save_for_forward(dy, s, mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
