@@ -45,7 +45,11 @@ class ActivationFunction(Function):
         x, ctx.name, ctx.parameters = inputs
         s = x if lookup(ctx.name, ctx.parameters).saves == "input" else output
         ctx.save_for_backward(s)
-        ctx.save_for_forward(s)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *row = inputs
+        ctx.save_for_forward(x if lookup(*row).saves == "input" else output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,7 +83,10 @@ class ActivationBackwardFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         dy, s, mask, *ctx.constants = inputs
         ctx.save_for_backward(dy, s, mask)
-        ctx.save_for_forward(dy, s, mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,7 +128,14 @@ def _pull(
 
 
 def _curvature(
-    g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...], fused: bool
+    g: Tensor,
+    dy: Tensor,
+    s: Tensor,
+    mask: Tensor | None,
+    p: float,
+    name: str,
+    parameters: tuple[float, ...],
+    fused: bool,
 ) -> Tensor:
     """m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s)."""
     return (g * drop(dy, mask, p) * lookup(name, parameters, fused).ddf(wide(s), *parameters)).to(s.dtype)

@@ -129,7 +129,7 @@ def _by_output(activation: str, parameters: tuple[float, ...]) -> bool:
 def _save(
     ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, mask: Tensor | None, *others: Tensor | None
 ) -> None:
-    """x, γ, β, r, mean, var, y, m for backward and jvp_rule: only those that they read."""
+    """x, γ, β, r, mean, var, y, m for backward: only those that it reads."""
     gamma, beta, residual = others
     identity = ctx.activation == "identity"
     by_output = _by_output(ctx.activation, ctx.parameters)
@@ -150,9 +150,17 @@ def _save(
         y if by_output else None,
         mask,
     )
-    ctx.save_for_forward(
-        x, gamma, beta if again else None, residual if again else None, mean, var, y if by_output else None, mask
-    )
+
+
+def _save_for_jvp(
+    ctx: Any, x: Tensor, mean: Tensor, var: Tensor, y: Tensor, mask: Tensor | None, *others: Tensor | None
+) -> None:
+    """The same for jvp_rule."""
+    gamma, beta, residual = others
+    by_output = ctx.gated or (mask is None and _by_output(ctx.activation, ctx.parameters))
+    if by_output or ctx.activation == "identity":
+        beta = residual = None
+    ctx.save_for_forward(x, gamma, beta, residual, mean, var, y if by_output else None, None if ctx.gated else mask)
 
 
 def _results(ctx: Any, *gradients: Tensor | None) -> list[Tensor | None]:
@@ -202,6 +210,12 @@ class BatchNormFunction(Function):
         y, mean, var = output
         ctx.set_materialize_grads(False)
         _save(ctx, x, mean, var, y, mask, gamma, beta, residual)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, gamma, beta, residual, mask, *_ = inputs
+        y, mean, var = output
+        _save_for_jvp(ctx, x, mean, var, y, mask, gamma, beta, residual)
 
     @staticmethod
     def backward(
@@ -274,6 +288,11 @@ class NormalizeFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, gamma, beta, residual, mean, var, mask, ctx.p, ctx.eps, ctx.activation, ctx.parameters = inputs
         _save(ctx, x, mean, var, output, mask, gamma, beta, residual)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, gamma, beta, residual, mean, var, mask, *_ = inputs
+        _save_for_jvp(ctx, x, mean, var, output, mask, gamma, beta, residual)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def dims_of(x: Tensor) -> list[int]:
 
 def count_of(x: Tensor) -> int:
     """n, the number of values a channel, and 1 where there is none, so that sums may be divided by it."""
-    return max(x.shape[0] * x.shape[2:].numel(), 1)
+    return max(x.shape[0] * math.prod(x.shape[2:]), 1)
 
 
 def channel(t: Tensor, x: Tensor) -> Tensor:

@@ -87,7 +87,10 @@ class CrossEntropyFunction(Function):
         _, total, m, r = output
         ctx.small = None
         ctx.save_for_backward(x, t, w, total, m, r)
-        ctx.save_for_forward(x, t, w, total, m, r)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_forward(*inputs[:3], *output[1:])
 
     @staticmethod
     def forward_and_save(
@@ -181,7 +184,7 @@ def _backward(
 def _smoothing_weight(x: Tensor, w: Tensor | None, smoothing: float) -> tuple[float, Tensor | float]:
     """ε/K and Σ w_c."""
     K = x.shape[class_dim(x)]
-    return smoothing / K, float(K) if w is None else wide(w).sum()
+    return smoothing / K, K if w is None else wide(w).sum()
 
 
 def _weighted_sum(u: Tensor, w: Tensor | None) -> Tensor:
@@ -283,7 +286,10 @@ class CrossEntropyProbabilitiesFunction(Function):
         ctx.set_materialize_grads(False)
         _, m, r = output
         ctx.save_for_backward(x, q, w, m, r)
-        ctx.save_for_forward(x, q, w, m, r)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_forward(*inputs[:3], *output[1:])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dm: Any, dr: Tensor | None) -> tuple[Tensor | None, ...]:

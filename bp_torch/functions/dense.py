@@ -18,6 +18,7 @@ Backward::
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +58,10 @@ class LinearFunction(Function):
         x, W, _ = inputs
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
-        ctx.save_for_forward(x, W)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def forward_and_save(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -122,14 +126,18 @@ class DenseFunction(Function):
         ctx.dtype = W.dtype
         ctx.saved = f_prime_from(ctx.activation, ctx.parameters, mask, residual)
         ctx.gated = ctx.saved == "y" and mask is not None
-        s = output[1] if isinstance(output, tuple) else output if ctx.saved == "y" else None
+        s = _told_by(ctx, output)
         mask = None if ctx.gated else mask
         need_x, need_W, need_b = ctx.needs_input_grad[:3]
         need_z = need_x or need_W or need_b
         ctx.save_for_backward(
             x if need_W else None, W if need_x else None, s if need_z else None, mask if need_z else None
         )
-        ctx.save_for_forward(x, W, s, mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        x, W, _, _, mask, *_ = inputs
+        ctx.save_for_forward(x, W, _told_by(ctx, output), None if ctx.gated else mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -169,6 +177,11 @@ def _product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return z if b is None or z.dim() == 2 else no_view(z)
 
 
+def _told_by(ctx: Any, output: Tensor | tuple[Tensor, Tensor]) -> Tensor | None:
+    """The tensor s that tells f′, among the outputs."""
+    return output[1] if isinstance(output, tuple) else output if ctx.saved == "y" else None
+
+
 def _rows(t: Tensor) -> Tensor:
     """(..., C) → (N, C); explicit sizes, because -1 is ambiguous when C is 0."""
     return t if t.dim() == 2 else t.reshape(_count(t), t.shape[-1])
@@ -183,7 +196,7 @@ def _product_tangent(x: Tensor, W: Tensor, tx: Tensor | None, tW: Tensor | None,
 
 
 def _count(t: Tensor) -> int:
-    return t.shape[:-1].numel()
+    return math.prod(t.shape[:-1])  # Size.numel() would make a constant of a compiler's symbol
 
 
 def _batch_invariant_product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

@@ -137,7 +137,10 @@ class DropoutFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, mask, ctx.p = inputs
         ctx.save_for_backward(mask)
-        ctx.save_for_forward(mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,7 +177,10 @@ class AlphaDropoutFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, mask, ctx.p = inputs
         ctx.save_for_backward(mask)
-        ctx.save_for_forward(mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -32,10 +32,11 @@ NARROW = (torch.bfloat16, torch.float16)
 class Function(torch.autograd.Function):
     """Base class of the package's Functions.
 
-    A subclass defines ``forward``, ``setup_context`` and ``backward``, and its forward-mode rule as ``jvp_rule``.
+    A subclass defines ``forward``, ``setup_context`` and ``backward``, and its forward-mode rule as ``jvp_rule``, for
+    which ``save_for_jvp`` saves, after ``setup_context``.
 
-    Dynamo refuses a Function that has a ``jvp``, and everything else wants one. So the class itself has none; a
-    subclass made beside it, ``with_jvp``, carries ``jvp_rule`` under that name, and :func:`call` picks between the two.
+    Only a subclass made beside it, ``with_jvp``, has ``jvp_rule`` as ``jvp``, and saves for it: what is saved for
+    forward mode outlives a call that an exception ends, such as the recomputation of a checkpoint.
 
     Where microseconds count, a subclass may define ``forward_and_save(ctx, *args)`` as well: ``forward`` and
     ``setup_context`` in one, for reverse mode alone. It returns what ``forward`` does, or the first of several outputs
@@ -43,24 +44,49 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
-    with_jvp: ClassVar[type[torch.autograd.Function]]
-    apply_plainly: ClassVar[Callable[..., Any]]
-    """The C++ entry point that ``apply`` calls last."""
+    with_jvp: ClassVar[type[Function]]
+    apply_in_forward: ClassVar[Callable[..., Any]]
+    """The C++ entry point that ``with_jvp.apply`` calls last, for both modes."""
     apply_in_reverse: ClassVar[Callable[..., Any]]
     """The same where there is no forward mode: ``forward_and_save``'s, if there is one."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "jvp_rule" in cls.__dict__:
-            members = {"jvp": staticmethod(cls.__dict__["jvp_rule"].__func__), "__module__": cls.__module__}
+            _FUNCTIONS.append(cls)
+            members = {
+                "jvp": staticmethod(cls.__dict__["jvp_rule"].__func__),
+                "setup_context": staticmethod(cls._setup_context_and_jvp),
+                "apply": torch.autograd.Function.__dict__["apply"],
+                "__module__": cls.__module__,
+            }
             cls.with_jvp = type(cls.__name__, (cls,), members)
-            cls.apply_plainly = _entry_point(cls.with_jvp)
-            cls.apply_in_reverse = cls.apply_plainly
+            cls.apply_in_forward = _entry_point(cls.with_jvp)
+            cls.apply_in_reverse = _entry_point(cls)
         if "forward_and_save" in cls.__dict__:
             members = {"forward": cls.__dict__["forward_and_save"], "__module__": cls.__module__}
             members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
             in_reverse = type(cls.__name__, (cls,), members)
             cls.apply_in_reverse = _entry_point(in_reverse)
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """:func:`call`, without a look at what is compiling: what compilers put into their graphs as it is."""
+        if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
+            return _call_specially(cls, args)
+        return _call_plainly(cls, args)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Save what ``jvp_rule`` reads."""
+
+    @classmethod
+    def _setup_context_and_jvp(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        cls.setup_context(ctx, inputs, output)
+        cls.save_for_jvp(ctx, inputs, output)
+
+
+_FUNCTIONS: list[type[Function]] = []
 
 
 def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -88,19 +114,45 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def call(function: type[Function], *args: Any) -> Any:
-    """Call ``function`` on positional ``args``: as ``function.apply(*args)``, with forward mode and less overhead.
+    """Call ``function`` on positional ``args``: as ``function.apply(*args)`` of torch, with forward mode, for
+    compilers, and with less overhead.
 
-    ``Function.apply`` binds the Python signature at each call, about 25 microseconds. That is only needed for defaults
+    torch's ``apply`` binds the Python signature at each call, about 25 microseconds. That is only needed for defaults
     and keywords, which no call here has; so the C++ entry point is called instead, unless a transform is active.
     Autocast is off inside: the caller has cast what must be cast.
     """
     if torch.compiler.is_compiling():
-        return function.apply(*args)
+        return _call_compiled(function, args)
     if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
     given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
-    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_plainly)(*given)
+    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_in_forward)(*given)
+
+
+def _call_compiled(function: type[Function], args: tuple[Any, ...]) -> Any:
+    from ..backends import is_batch_invariant
+
+    if is_batch_invariant():  # asked where a compiler sees it, so that another setting is compiled anew
+        return function.forward(*args)  # refuses, or is not covered
+    _keep_whole()
+    return function.apply(*args)
+
+
+def _keep_whole() -> None:
+    """Have Dynamo put a Function into its graph as one call, in place of its own trace of forward and backward.
+
+    Dynamo's trace takes ``needs_input_grad`` for False where a transform differentiates, and records no graph in
+    backward, so that gradients are lost. Called whole, a Function is differentiated by autograd, under each transform
+    and as often as asked for; AOTAutograd then sees through it to the operators.
+    """
+    for function in _FUNCTIONS:
+        torch.compiler.allow_in_graph(function)
+
+
+# What torch.compiler.assume_constant_result sets: Dynamo calls it while it traces. Said here, because to import Dynamo
+# takes as long as to import torch.
+_keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def wide(t: Tensor) -> Tensor:
@@ -119,18 +171,24 @@ class _Leaf(tuple):
     """
 
 
+def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
+    """The end of :func:`call`, which has no time to call it."""
+    given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
+    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_in_forward)(*given)
+
+
 def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
     if _is_tracing():
         return function.forward(*args)  # TorchScript can save operators, and no Python function
     if _is_any_autocast_enabled():
         with torch.autocast(_device_type(args), enabled=False):
-            return _apply(function, args)
-    return _apply(function, args)
+            return _transform(function, args)
+    return _transform(function, args)
 
 
-def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
+def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
     if not _are_functorch_transforms_active():
-        return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args])
+        return _call_plainly(function, args)
     # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
     # for every custom Function. The operators of ``forward`` have their own rules, which nest.
     if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:

@@ -172,7 +172,10 @@ class ErrorLossFunction(Function):
         ctx.w_dtype = None if w is None else w.dtype
         needs = any(ctx.needs_input_grad[:3])
         ctx.save_for_backward(x if needs else None, t if needs else None, w if needs else None)
-        ctx.save_for_forward(x, t, w)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -236,7 +239,7 @@ class ErrorLossFunction(Function):
 
 def _total(reduction: str, x: Tensor, w: Tensor | None) -> Tensor | float:
     """What a mean divides by; a mean over nothing is NaN."""
-    return wide(w).sum() if reduction == "weighted mean" and w is not None else float(x.numel()) or math.nan
+    return wide(w).sum() if reduction == "weighted mean" and w is not None else x.numel() or math.nan
 
 
 def _in_chunks(x: Tensor, t: Tensor) -> bool:
@@ -275,7 +278,10 @@ class BCEWithLogitsFunction(Function):
         needs = any(ctx.needs_input_grad[:2])
         saved = (x, t, w, pi) if needs else (None,) * 4
         ctx.save_for_backward(*saved)
-        ctx.save_for_forward(x, t, w, pi)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[:4])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -287,7 +293,7 @@ class BCEWithLogitsFunction(Function):
             dx, dt, _ = triton.loss.backward(dloss, x, t, w, pi, "bce", 0.0, ctx.reduction, needs)
             return dx, dt, None, None, None
         alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
-        dR = spread(wide(dloss), ctx.reduction, float(x.numel()) or math.nan)
+        dR = spread(wide(dloss), ctx.reduction, x.numel() or math.nan)
         if alone and _in_chunks(x, t) and fast_on_cpu(x, t, dloss):
             dx = torch.empty_like(x)
             for a, b, d in _chunks(x, t, dx):

@@ -17,6 +17,7 @@ Backward, from dz_n = dy down to the first layer::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,10 @@ class MLPFunction(Function):
         lowest = next((i for i, need in enumerate((ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if need), 0)
         ctx.first = (lowest + 1) // 2  # 0: x itself; l: the parameters of layer l
         ctx.save_for_backward(x, *layers, *output[1:])
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, _, _, _, *layers = inputs
         ctx.save_for_forward(x, *layers, *output[1:])
 
     @staticmethod
@@ -176,7 +181,7 @@ def _below(
 
 
 def _rows(t: Tensor) -> Tensor:
-    return t.reshape(t.shape[:-1].numel(), t.shape[-1])
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 
 
 def _tensors(given: Sequence[Tensor | None]) -> list[Tensor]:

@@ -7,6 +7,7 @@ w, t and the reductions are those of cross_entropy.py, which takes the logarithm
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,7 +55,10 @@ class NLLLossFunction(Function):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.save_for_backward(t, w, output[1])
-        ctx.save_for_forward(t, w, output[1])
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_forward(*inputs[1:3], output[1])
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> tuple[Tensor | None, ...]:
@@ -63,7 +67,7 @@ class NLLLossFunction(Function):
         t, w, total = ctx.saved_tensors
         c = 0 if len(ctx.shape) == 1 else 1
         # t is an integer: dloss tells the dtype of x.
-        triton = plain_kernels(dloss, t, w) if ctx.shape.numel() > 0 else None
+        triton = plain_kernels(dloss, t, w) if math.prod(ctx.shape) > 0 else None
         if triton is not None:
             dx = triton.nll_loss.backward(dloss, ctx.shape, c, ctx.dtype, t, w, total, ctx.ignore_index, ctx.reduction)
             return dx, None, None, None, None

@@ -71,7 +71,10 @@ class PenaltyFunction(Function):
         ctx.save_for_backward(
             *(w if need else None for w, need in zip(parameters, ctx.needs_input_grad[2:], strict=True))
         )
-        ctx.save_for_forward(*parameters)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, dR: Tensor) -> tuple[Tensor | None, ...]:

@@ -24,6 +24,13 @@ from .function import Function, is_plain
 __all__ = ["ResidualFunction"]
 
 
+def _told_by(ctx: Any, output: Tensor | tuple[Tensor, Tensor]) -> Tensor | None:
+    """The tensor s that tells f′, among the outputs."""
+    if isinstance(output, tuple):
+        return output[1]
+    return output if _saved(ctx.activation, ctx.parameters) == "y" else None
+
+
 def _saved(activation: str, parameters: tuple[float, ...]) -> str:
     """Which tensor tells f′ in backward: nothing, the sum ``z``, or ``y``, which the next layer keeps anyway."""
     if activation == "identity":
@@ -66,11 +73,13 @@ class ResidualFunction(Function):
         branch, residual, mask, ctx.p, ctx.activation, ctx.parameters = inputs
         ctx.set_materialize_grads(False)
         ctx.dtypes = branch.dtype, residual.dtype
-        saved = _saved(ctx.activation, ctx.parameters)
-        s = output[1] if isinstance(output, tuple) else output if saved == "y" else None
+        s = _told_by(ctx, output)
         # y does not tell the mask: where the branch was dropped there is still the residual.
         ctx.save_for_backward(s, mask if ctx.needs_input_grad[0] else None)
-        ctx.save_for_forward(s, mask)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_forward(_told_by(ctx, output), inputs[2])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> tuple[Tensor | None, ...]:

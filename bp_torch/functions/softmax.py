@@ -36,6 +36,9 @@ class SoftmaxFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.dim = inputs
         ctx.save_for_backward(output)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_forward(output)
 
     @staticmethod
@@ -74,6 +77,9 @@ class LogSoftmaxFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.dim = inputs
         ctx.save_for_backward(output)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_forward(output)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ class AllReduceFunction(Function):
     @staticmethod
     def forward(t: Tensor, group: Any) -> Tensor:
         t = t.clone(memory_format=torch.contiguous_format)
+        if torch.compiler.is_compiling():
+            from torch.distributed import _functional_collectives as collectives
+
+            return collectives.all_reduce(t, "sum", group or dist.group.WORLD)
         dist.all_reduce(t, group=group)
         return t
 
@@ -39,6 +44,19 @@ class AllReduceFunction(Function):
     @staticmethod
     def jvp_rule(ctx: Any, tt: Tensor, *_: None) -> Tensor:
         return call(AllReduceFunction, tt, ctx.group)
+
+
+def _gathered(own: Tensor, group: Any) -> Tensor:
+    """Each rank's tensor, in a new first dimension."""
+    world = dist.get_world_size(group)
+    if torch.compiler.is_compiling():
+        from torch.distributed import _functional_collectives as collectives
+
+        parts = collectives.all_gather_tensor(own, 0, group or dist.group.WORLD)
+        return parts.reshape(world, *own.shape)
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own, group=group)
+    return torch.stack(parts)
 
 
 class SyncStatisticsFunction(Function):
@@ -59,11 +77,9 @@ class SyncStatisticsFunction(Function):
             mean = wide(x).sum(dims_of(x)) / count_of(x)
             z = x - channel(mean, x)  # its own mean is what rounding lost
             rest, var = torch.batch_norm_update_stats(z, None, None, 0.0) if is_fused(z) else statistics_of(z)
-        rows = torch.full_like(mean, x.shape[0] * x.shape[2:].numel())
+        rows = torch.full_like(mean, x.shape[0] * math.prod(x.shape[2:]))
         own = torch.stack([mean.double() + rest, var.double(), rows.double()])
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, own, group=group)
-        means, variances, counts = torch.stack(parts, dim=1)
+        means, variances, counts = _gathered(own, group).unbind(1)
         count = counts.sum(0)
         n = count.clamp(min=1)
         total_mean = (counts * means).sum(0) / n
@@ -76,7 +92,11 @@ class SyncStatisticsFunction(Function):
         mean, _, count = output
         ctx.mark_non_differentiable(count)
         ctx.save_for_backward(x, mean, count)
-        ctx.save_for_forward(x, mean, count)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        mean, _, count = output
+        ctx.save_for_forward(inputs[0], mean, count)
 
     @staticmethod
     def backward(ctx: Any, dmean: Tensor, dvar: Tensor, _: Tensor | None = None) -> tuple[Tensor | None, ...]:
