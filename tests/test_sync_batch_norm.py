@@ -225,3 +225,36 @@ def test_convert_keeps_parameters_buffers_and_activation(options: dict[str, Any]
     assert all(model.state_dict(keep_vars=True)[name] is value for name, value in state.items())
     assert (model[1][0].activation, model[1][0].activation_parameters) == ("elu", {"alpha": 0.5})
     torch.testing.assert_close(model(x), expected)
+
+
+def compiled_whole(rank: int, world: int) -> None:
+    """One graph gives what eager mode gives, its running statistics too."""
+    torch.manual_seed(0)
+    cases: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+        ((3, 5), {}),
+        ((0, 4), {"momentum": None, "activation": "relu"}),
+    ]
+    for rows, options in cases:
+        eager, compiled = (nn.DistributedBatchNorm(3, **options) for _ in range(2))
+        step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+        for seed in range(2):
+            x, _, dy = (parts[rank].float() for parts in data(rows, seed))
+            results = []
+            for module in (eager, step):
+                given = x.clone().requires_grad_()
+                y = module(given)
+                y.backward(dy)
+                results.append([y.detach(), given.grad])
+            torch.testing.assert_close(results[1], results[0])
+        for a, e in zip(compiled.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, e.grad)
+        torch.testing.assert_close(dict(compiled.named_buffers()), dict(eager.named_buffers()))
+    step = torch.compile(nn.DistributedBatchNorm(3), fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="more than 1 value per channel over all ranks"):
+        step(torch.randn(1 if rank == 0 else 0, 3))
+
+
+@pytest.mark.one_backend("torch", "compilers run the formulas")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_with_full_graph(tmp_path: Path) -> None:
+    run_in_group(compiled_whole, 2, tmp_path)

@@ -123,15 +123,21 @@ def sync_batch_norm(
     """:func:`batch_norm_act` in training, by the statistics of all rows of all ranks of ``process_group``.
 
     Every rank of the group must call it, in forward and in backward; ranks may differ in N, and N may be 0. The
-    gradients are those of the sum of all ranks' losses.
+    gradients are those of the sum of all ranks' losses. One value a channel over all ranks is a ValueError, and in a
+    compiled graph a RuntimeError.
     """
     name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
     check_probability("sync_batch_norm", p)
     x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
     mean, var, count = call(SyncStatisticsFunction, x, process_group)
-    n = int(count)
-    if n == 1:
-        raise ValueError("sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1")
+    message = "sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1"
+    n: int | Tensor = count
+    if torch.compiler.is_compiling():
+        torch._assert_async(count != 1, message)  # a graph has no numbers to look at
+    else:
+        n = int(count)
+        if n == 1:
+            raise ValueError(message)
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
     return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, p, eps, name, parameters)
@@ -203,12 +209,23 @@ def _batch_norm(
 
 
 def _update(
-    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: Any, momentum: Any
 ) -> None:
-    """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1)."""
-    if running_mean is not None and running_var is not None and n > 1:
-        running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
-        running_var.lerp_((var.detach() * (n / (n - 1))).to(running_var.dtype), momentum)
+    """Move the running statistics in place: by ``momentum``, towards mean and the unbiased var · n/(n - 1).
+
+    They stay where they are if n, a number or a tensor, is not above 1.
+    """
+    if running_mean is None or running_var is None:
+        return
+    if isinstance(n, Tensor):
+        momentum = ((n > 1) * momentum).to(running_mean.dtype)
+        unbiased = n / (n - 1).clamp(min=1)
+    elif n > 1:
+        unbiased = n / (n - 1)
+    else:
+        return
+    running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+    running_var.lerp_((var.detach() * unbiased).to(running_var.dtype), momentum)
 
 
 def _fits(

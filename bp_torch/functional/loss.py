@@ -1,6 +1,8 @@
 """Functional forms of the losses, with torch.nn.functional's names and signatures.
 
 All take ``reduction``: "none", "mean" or "sum"; ``size_average`` and ``reduce`` are torch's former names for it.
+Scores that are a subclass of Tensor, with classes, have torch's own operators: those of a DTensor may stay sharded over
+the classes (:func:`torch.distributed.tensor.parallel.loss_parallel`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.overrides import has_torch_function_variadic
 
 from ..functions.classes import class_dim
 from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabilitiesFunction
-from ..functions.function import call
+from ..functions.function import PLAIN, call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
 from ._common import check_tensor, hand_over, to_float32
@@ -78,6 +80,10 @@ def cross_entropy(
     name = "cross_entropy"
     _check_given(name, input=input, target=target)
     check_tensor(name, weight=weight)
+    if type(input) not in PLAIN and input.shape != target.shape:
+        return F.cross_entropy(
+            input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )  # fmt: skip
     reduction = _reduction(name, size_average, reduce, reduction)
     if label_smoothing > 1:
         raise RuntimeError(f"{name}(): 'label_smoothing': expected a number from 0 to 1, got {label_smoothing}")
@@ -132,6 +138,8 @@ def nll_loss(
         return usual
     _check_given("nll_loss", input=input, target=target)
     check_tensor("nll_loss", weight=weight)
+    if type(input) not in PLAIN:
+        return F.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
     reduction = _reduction("nll_loss", size_average, reduce, reduction)
     x, w = to_float32(input, weight)
     t = _class_target("nll_loss", x, target, w)
@@ -292,7 +300,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 
 def _is_usual(input: Any, target: Any, weight: Any, size_average: Any, reduce: Any, reduction: str) -> bool:
     """Logits (N, C) and classes (N), and nothing to refuse, cast or weigh: the usual case, found in little time."""
-    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+    if not (type(input) in PLAIN and isinstance(target, Tensor)):
         return False
     shape = input.shape
     return (

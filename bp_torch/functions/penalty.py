@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backends import plain_kernels
-from .function import Function, is_plain
+from .function import PLAIN, Function, is_plain
 
 __all__ = ["PenaltyFunction"]
 
@@ -31,6 +31,14 @@ def _dtypes(parameters: tuple[Tensor, ...]) -> tuple[torch.dtype, torch.dtype]:
 
 def _wide(w: Tensor) -> Tensor:
     return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _squares(w: Tensor) -> Tensor:
+    """Σ w². A subclass such as DTensor, whose parts on each device may differ in size, cannot be flattened."""
+    if type(w) not in PLAIN:
+        return w.square().sum()
+    v = w.reshape(w.numel())
+    return torch.dot(v, v)
 
 
 def _slope(w: Tensor, l1: float, l2: float, dR: Tensor) -> Tensor:
@@ -61,8 +69,7 @@ class PenaltyFunction(Function):
             if l1 != 0:
                 total = total + l1 * w.abs().sum(dtype=torch.promote_types(w.dtype, torch.float32))
             if l2 != 0:
-                v = _wide(w).reshape(w.numel())
-                total = total + l2 * torch.dot(v, v)
+                total = total + l2 * _squares(_wide(w))
         return total.to(dtype)
 
     @staticmethod
