@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_tensor",
     "lower_precision",
     "to_float32",
+    "warn",
 ]
 
 
@@ -26,6 +28,14 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
     **{name: tuple(float(value) for value in row.parameters.values()) for name, row in ACTIVATIONS.items()},
 }
 _REQUIRED = ("input", "branch")
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """``warnings.warn`` from the caller's place; not while compiling, where it would break the graph and torch's own
+    functions are silent as well.
+    """
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def check_tensor(function: str, **tensors: Any) -> None:

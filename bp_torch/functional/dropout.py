@@ -6,16 +6,16 @@ Where dropout does nothing (not training, p = 0, no elements) the input itself i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
-from ..functions.function import Function, call
-from ._common import check_probability, check_tensor
+from ..functions.function import Function, call, is_exported
+from ._common import check_probability, check_tensor, warn
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
@@ -106,7 +106,7 @@ def dropout2d(
     if input.dim() not in (3, 4):
         _warn_dimensions("dropout2d", "3 or 4", input)
     if input.dim() == 3:
-        warnings.warn(
+        warn(
             "dropout2d(): 'input' has 3 dimensions and is taken as (N, C, L), as torch takes it; dropout1d says so",
             stacklevel=2,
         )
@@ -161,9 +161,7 @@ def _check(name: str, input: Tensor, p: float) -> None:
 
 
 def _warn_dimensions(name: str, expected: str, input: Tensor) -> None:
-    warnings.warn(
-        f"{name}(): 'input': expected {expected} dimensions, got {input.dim()}; torch deprecates this", stacklevel=3
-    )
+    warn(f"{name}(): 'input': expected {expected} dimensions, got {input.dim()}; torch deprecates this", stacklevel=3)
 
 
 def _channels(input: Tensor, batched: bool = True) -> tuple[int, ...]:
@@ -182,6 +180,8 @@ def _dropout(
     generator: torch.Generator | None,
     shape: Sequence[int] | None = None,
 ) -> Tensor:
+    if generator is None and is_exported():
+        return getattr(F, name)(input, p, training, inplace)  # one node, which others know and switch off
     if not training or p == 0 or input.numel() == 0:
         return input
     if shape is not None and input.dim() < (1 if name == "dropout3d" else 2):

@@ -5,13 +5,11 @@ All take ``reduction``: "none", "mean" or "sum"; ``size_average`` and ``reduce``
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction as _Reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..functions.classes import class_dim
@@ -19,7 +17,7 @@ from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabil
 from ..functions.function import call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
-from ._common import check_tensor, to_float32
+from ._common import check_tensor, to_float32, warn
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -242,8 +240,8 @@ def binary_cross_entropy_with_logits(
     Args:
         input: logits x, any shape.
         target: t in [0, 1], of the same shape, floating.
-        weight: w, broadcasts to the input; a constant.
-        pos_weight: π, broadcasts to the input; a constant.
+        weight: w, broadcasts to the input; a constant, but for torch.func's transforms.
+        pos_weight: π, broadcasts to the input; a constant, but for torch.func's transforms.
 
     Raises:
         ValueError: a target of another shape; an unknown ``reduction``.
@@ -276,7 +274,8 @@ def binary_cross_entropy_with_logits(
     for key, given in (("weight", weight), ("pos_weight", pos_weight)):
         if given is None:
             continue
-        _check_constant(name, key, given)
+        if not torch._C._are_functorch_transforms_active():  # there torch's operator is made of others, too
+            _check_constant(name, key, given)
         try:
             fits = torch.broadcast_shapes(given.shape, input.shape) == input.shape
         except RuntimeError:
@@ -326,9 +325,11 @@ def _are_alike(input: Any, target: Any) -> bool:
 
 def _reduction(function: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     if size_average is not None or reduce is not None:
-        reduction = _Reduction.legacy_get_string(size_average, reduce)
+        whole, reduced = size_average is None or size_average, reduce is None or reduce
+        reduction = "none" if not reduced else "mean" if whole else "sum"
+        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 4)
     if reduction == "elementwise_mean":
-        _Reduction.get_enum(reduction)  # torch's warning that the name is deprecated
+        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 4)
         return "mean"
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")
@@ -353,7 +354,7 @@ def _error_loss(
     check_tensor(name, weight=weight)
     x, t, w = input, target, weight
     if t.shape != x.shape:
-        warnings.warn(
+        warn(
             f"Using a target size ({t.size()}) that is different to the input size ({x.size()}). "
             "This will likely lead to incorrect results due to broadcasting. "
             "Please ensure they have the same size.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..functions.function import Function, call
 from ..functions.softmax import LogSoftmaxFunction, SoftmaxFunction
-from ._common import check_tensor, to_float32
+from ._common import check_tensor, to_float32, warn
 
 __all__ = ["log_softmax", "softmax", "softmin"]
 
@@ -55,7 +54,7 @@ def _along(
     name: str, function: type[Function], x: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None
 ) -> Tensor:
     if dim is None:
-        warnings.warn(
+        warn(
             f"Implicit dimension choice for {name} has been deprecated. "
             "Change the call to include dim=X as an argument.",
             stacklevel=stacklevel,

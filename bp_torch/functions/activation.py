@@ -44,17 +44,22 @@ class ActivationFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.name, ctx.parameters = inputs
         s = x if lookup(ctx.name, ctx.parameters).saves == "input" else output
+        s = None if ctx.name == "identity" else s
         ctx.save_for_backward(s)
         ctx.save_for_forward(s)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (s,) = ctx.saved_tensors
+        if s is None:
+            return dy, None, None
         return activation_backward(dy, s, ctx.name, ctx.parameters, fused=False), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (s,) = ctx.saved_tensors
+        if s is None:
+            return dx.clone()
         return activation_backward(dx, s, ctx.name, ctx.parameters, fused=False)
 
 
@@ -121,7 +126,14 @@ def _pull(
 
 
 def _curvature(
-    g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, p: float, name: str, parameters: tuple[float, ...], fused: bool
+    g: Tensor,
+    dy: Tensor,
+    s: Tensor,
+    mask: Tensor | None,
+    p: float,
+    name: str,
+    parameters: tuple[float, ...],
+    fused: bool,
 ) -> Tensor:
     """m ⊙ g ⊙ dy / (1 - p) ⊙ ddf(s)."""
     return (g * drop(dy, mask, p) * lookup(name, parameters, fused).ddf(wide(s), *parameters)).to(s.dtype)
