@@ -16,7 +16,7 @@ from ..functions.function import call, is_exported, is_ordinary
 from ..functions.sync_batch_norm import SyncStatisticsFunction
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_tensor
+from ._common import activation_arguments, check_bool, check_probability, check_tensor
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
@@ -158,6 +158,9 @@ def _batch_norm(
     if function == "batch_norm" and _is_nothing(input, running_mean, training):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)  # torch's answer
     x, gamma, beta = _check(function, input, running_mean, running_var, weight, bias, residual, training, eps)
+    check_bool(function, "training", training)
+    if not hasattr(momentum, "__float__"):
+        raise TypeError(f"{function}(): 'momentum': expected a number, got {type(momentum).__name__}")
     if is_exported() and not isinstance(momentum, Tensor):
         # One node, which others know and fold into the layer before it.
         y = F.batch_norm(x, running_mean, running_var, gamma, beta, training, momentum, eps)

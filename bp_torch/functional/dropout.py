@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
 from ..functions.function import Function, call, is_exported
-from ._common import check_probability, check_tensor, warn
+from ._common import check_bool, check_probability, check_tensor, warn
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
@@ -31,15 +31,17 @@ def dropout(
     """y = m ⊙ x / (1 - p), each element of m drawn by itself.
 
     Args:
-        input: x, any shape, floating or complex.
+        input: x, any shape, floating.
         p: the probability that an element of m is 0.
         training: y = x unless this is true.
         inplace: overwrite the input.
         generator: draws m; None is torch's default generator of the input's device.
 
     Raises:
-        ValueError: p outside [0, 1].
+        TypeError: a ``training`` that is no bool.
+        ValueError: p outside [0, 1]; NaN is a RuntimeError.
         RuntimeError: an integer input, or a generator of another device.
+        NotImplementedError: a complex input.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -82,8 +84,9 @@ def dropout1d(
     _check("dropout1d", input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(f"dropout1d(): 'input': expected 2 or 3 dimensions, got {input.dim()}")
-    shape = _channels(input, batched=input.dim() == 3)
-    return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape)
+    batched = input.dim() == 3
+    shape = _channels(input, batched)
+    return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
 def dropout2d(
@@ -132,8 +135,9 @@ def dropout3d(
     _check("dropout3d", input, p)
     if input.dim() not in (4, 5):
         _warn_dimensions("dropout3d", "4 or 5", input)
-    shape = _channels(input, batched=input.dim() == 5)
-    return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape)
+    batched = input.dim() == 5
+    shape = _channels(input, batched)
+    return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
 def feature_alpha_dropout(
@@ -157,6 +161,8 @@ def feature_alpha_dropout(
 
 def _check(name: str, input: Tensor, p: float) -> None:
     check_tensor(name, input=input)
+    if p != p:
+        raise RuntimeError(f"{name}(): 'p': expected a probability between 0 and 1, got {p}")
     check_probability(name, p)
 
 
@@ -179,15 +185,20 @@ def _dropout(
     inplace: bool,
     generator: torch.Generator | None,
     shape: Sequence[int] | None = None,
+    batched: bool = True,
 ) -> Tensor:
     if generator is None and is_exported():
         return getattr(F, name)(input, p, training, inplace)  # one node, which others know and switch off
+    check_bool(name, "training", training)
+    if inplace and not batched:
+        input.unsqueeze_(0).squeeze_(0)  # marks it as changed whatever p is, as torch does
     if not training or p == 0 or input.numel() == 0:
         return input
-    if shape is not None and input.dim() < (1 if name == "dropout3d" else 2):
+    if shape is not None and p < 1 and input.dim() < (1 if name == "dropout3d" else 2):
         raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
-    if not (input.is_floating_point() or input.is_complex()):
-        raise RuntimeError(f"{name}(): 'input': expected a floating or complex dtype, got {input.dtype}")
+    if not input.is_floating_point() and not (input.is_complex() and p == 1):  # which needs no mask
+        error = NotImplementedError if input.is_complex() else RuntimeError
+        raise error(f"{name}(): 'input': expected a floating dtype, got {input.dtype}")
     # The kernels draw the masks of plain dropout alone.
     by_kernel = shape is None and name == "dropout"
     output: Tensor = call(function, input, draw_mask(input, p, generator, shape, not by_kernel), p)

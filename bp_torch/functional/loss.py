@@ -61,6 +61,7 @@ def cross_entropy(
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
             label_smoothing=label_smoothing,
         )  # fmt: skip
+    _check_integer("cross_entropy", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
         usual: Tensor = call(
             CrossEntropyFunction, input, target, None, ignore_index, float(label_smoothing), reduction
@@ -121,6 +122,7 @@ def nll_loss(
             nll_loss, (input, target, weight), input, target, weight=weight,
             size_average=size_average, ignore_index=ignore_index, reduce=reduce, reduction=reduction,
         )  # fmt: skip
+    _check_integer("nll_loss", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction):
         usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
         return usual
@@ -198,7 +200,7 @@ def smooth_l1_loss(
             size_average=size_average, reduce=reduce, reduction=reduction, beta=beta,
         )  # fmt: skip
     reduction = _reduction("smooth_l1_loss", size_average, reduce, reduction)
-    if beta < 0:
+    if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss(): 'beta': expected a number ≥ 0, got {beta}")
     return _error_loss("smooth_l1" if beta > 0 else "l1", input, target, None, float(beta), reduction)
 
@@ -334,6 +336,11 @@ def _reduction(function: str, size_average: bool | None, reduce: bool | None, re
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")
     return reduction
+
+
+def _check_integer(function: str, name: str, value: Any) -> None:
+    if type(value) is not int and not hasattr(value, "__index__"):
+        raise TypeError(f"{function}(): {name!r}: expected an int, got {type(value).__name__}")
 
 
 def _check_given(function: str, **tensors: Tensor) -> None:

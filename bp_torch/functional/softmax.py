@@ -65,6 +65,8 @@ def _along(
     if not -last - 1 <= dim <= last:
         raise IndexError(f"{name}(): 'dim': expected a number from {-last - 1} to {last}, got {dim}")
     if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{name}(): 'dtype': expected a torch.dtype or None, got {type(dtype).__name__}")
         x = x.to(dtype)
     else:
         (x,) = to_float32(x, cpu=False)
