@@ -12,12 +12,9 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from test_contracts import FUNCTIONS, leaves, outputs, run, scalar, upstream
+from test_contracts import FUNCTIONS, outputs, scalar
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-
-import bp_torch
-import bp_torch.functional as bpF
 
 ONE_BACKEND = "while compiling, the torch formulas run whatever the backend"
 
@@ -69,7 +66,8 @@ def derivatives(case: Case) -> Callable[..., dict[str, Any]]:
 def representatives() -> list[Case]:
     """Of each Function two cases, the first and the last; of each activation's row one would test the row alone."""
     of_function = {function: [case for case in CASES if case.function == function] for function in FUNCTIONS}
-    return [case for cases in of_function.values() for case in {cases[0].name: cases[0], cases[-1].name: cases[-1]}.values()]
+    ends = [{cases[0].name: cases[0], cases[-1].name: cases[-1]} for cases in of_function.values()]
+    return [case for cases in ends for case in cases.values()]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

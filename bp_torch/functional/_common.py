@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,15 @@ from ..functions.activation import ACTIVATIONS
 __all__ = [
     "activation_arguments",
     "check_activation",
+    "check_bool",
+    "check_number",
     "check_probability",
     "check_same",
     "check_tensor",
     "hand_over",
     "lower_precision",
     "to_float32",
+    "warn",
     "without_generator",
 ]
 
@@ -66,6 +70,14 @@ def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def warn(message: str, stacklevel: int) -> None:
+    """``warnings.warn`` from the caller's place; not while compiling, where it would break the graph and torch's own
+    functions are silent as well.
+    """
+    if not torch.compiler.is_compiling():
+        warnings.warn(message, stacklevel=stacklevel + 1)
+
+
 def check_tensor(function: str, **tensors: Any) -> None:
     """TypeError unless each is a tensor; all but ``input`` and ``branch`` may be None."""
     for name, tensor in tensors.items():
@@ -86,6 +98,20 @@ def check_same(function: str, **tensors: Tensor | None) -> None:
                 )
 
 
+def check_number(function: str, name: str, value: Any) -> None:
+    """Refuses what torch's operators do not take for a real number: TypeError, and RuntimeError for a complex one."""
+    if isinstance(value, complex):
+        raise RuntimeError(f"{function}(): {name!r}: expected a real number, got {value}")
+    if not hasattr(value, "__float__") or (isinstance(value, Tensor) and value.dim() > 0):
+        raise TypeError(f"{function}(): {name!r}: expected a number, got {type(value).__name__}")
+
+
+def check_bool(function: str, name: str, value: Any) -> None:
+    """TypeError unless it is a bool, numpy's included."""
+    if value is not True and value is not False and not type(value).__name__.startswith("bool"):
+        raise TypeError(f"{function}(): {name!r}: expected a bool, got {type(value).__name__}")
+
+
 def check_probability(function: str, p: float, name: str = "p") -> None:
     """ValueError unless 0 ≤ p ≤ 1."""
     if not 0.0 <= p <= 1.0:
@@ -94,6 +120,9 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
 
 def check_activation(function: str, name: str, parameters: Sequence[float]) -> None:
     """Refuses parameters that torch's operators refuse, with their exceptions: the kernels do not look at them."""
+    for index, value in enumerate(parameters):
+        if not isinstance(value, (float, int)):
+            check_number(function, list(ACTIVATIONS[name].parameters)[index], value)
     if name == "softshrink" and not parameters[0] >= 0:
         raise RuntimeError(f"{function}(): 'lambd': expected a number ≥ 0, got {parameters[0]}")
     if name == "celu" and parameters[0] == 0:

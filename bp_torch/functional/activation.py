@@ -109,6 +109,8 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """y = x Φ(x), or its tanh approximation with ``approximate="tanh"``."""
     if approximate not in ("none", "tanh"):
+        if not isinstance(approximate, str):
+            raise TypeError(f"gelu(): 'approximate': expected a text, got {type(approximate).__name__}")
         raise RuntimeError(f"gelu(): 'approximate': expected 'none' or 'tanh', got {approximate!r}")
     return _call("gelu" if approximate == "none" else "gelu_tanh", input)
 

@@ -12,11 +12,11 @@ from torch.overrides import has_torch_function_variadic
 
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
-from ..functions.function import call
+from ..functions.function import call, is_exported, is_ordinary
 from ..functions.sync_batch_norm import SyncStatisticsFunction
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_tensor, hand_over
+from ._common import activation_arguments, check_bool, check_probability, check_tensor, hand_over
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
@@ -184,7 +184,18 @@ def _batch_norm(
     p: float,
     generator: torch.Generator | None,
 ) -> Tensor:
+    if function == "batch_norm" and _is_nothing(input, running_mean, training):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)  # torch's answer
     x, gamma, beta = _check(function, input, running_mean, running_var, weight, bias, residual, training, eps)
+    check_bool(function, "training", training)
+    if not hasattr(momentum, "__float__"):
+        raise TypeError(f"{function}(): 'momentum': expected a number, got {type(momentum).__name__}")
+    if is_exported() and not isinstance(momentum, Tensor):
+        # One node, which others know and fold into the layer before it.
+        y = F.batch_norm(x, running_mean, running_var, gamma, beta, training, momentum, eps)
+        y = y if residual is None else y + residual
+        y = y if activation == "identity" else activations._call(activation, y, *parameters)
+        return y if p == 0 else dropouts.dropout(y, p, True, generator=generator)
     if training:
         n = x.shape[0] * x.shape[2:].numel()
         if n == 1:
@@ -198,9 +209,8 @@ def _batch_norm(
         return y
     assert running_mean is not None
     assert running_var is not None
-    if torch.is_grad_enabled() or torch.jit.is_tracing():
+    if torch.is_grad_enabled():
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
-        # torch.jit.trace compares a trace with gradients to one without.
         running_mean, running_var = running_mean.clone(), running_var.clone()
     mask = draw_mask(x, p, generator) if p > 0 else None
     return call(
@@ -224,8 +234,17 @@ def _update(
         unbiased = n / (n - 1)
     else:
         return
+    if is_ordinary(running_mean, running_var):
+        # As torch's kernels do, without counting as a change in place: who saved a buffer, such as a checkpoint its
+        # arguments, does not mind that it moves.
+        running_mean, running_var = running_mean.data, running_var.data
     running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
     running_var.lerp_((var.detach() * unbiased).to(running_var.dtype), momentum)
+
+
+def _is_nothing(x: Any, running_mean: Any, training: bool) -> bool:
+    """Whether x is empty, and something is missing that torch needs for numbers alone."""
+    return isinstance(x, Tensor) and x.numel() == 0 and (x.dim() < 2 or (running_mean is None and not training))
 
 
 def _fits(

@@ -6,7 +6,6 @@ Where dropout does nothing (not training, p = 0, no elements) the input itself i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
-from ..functions.function import Function, call
-from ._common import check_probability, check_tensor, hand_over, without_generator
+from ..functions.function import Function, call, is_exported
+from ._common import check_bool, check_probability, check_tensor, hand_over, warn, without_generator
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
@@ -32,15 +31,17 @@ def dropout(
     """y = m ⊙ x / (1 - p), each element of m drawn by itself.
 
     Args:
-        input: x, any shape, floating or complex.
+        input: x, any shape, floating.
         p: the probability that an element of m is 0.
         training: y = x unless this is true.
         inplace: overwrite the input.
         generator: draws m; None is torch's default generator of the input's device.
 
     Raises:
-        ValueError: p outside [0, 1].
+        TypeError: a ``training`` that is no bool.
+        ValueError: p outside [0, 1]; NaN is a RuntimeError.
         RuntimeError: an integer input, or a generator of another device.
+        NotImplementedError: a complex input.
     """
     if has_torch_function_unary(input):
         return hand_over(dropout, without_generator(F.dropout), input, p, training, inplace, generator=generator)
@@ -79,8 +80,9 @@ def dropout1d(
     _check("dropout1d", input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(f"dropout1d(): 'input': expected 2 or 3 dimensions, got {input.dim()}")
-    shape = _channels(input, batched=input.dim() == 3)
-    return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape)
+    batched = input.dim() == 3
+    shape = _channels(input, batched)
+    return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
 def dropout2d(
@@ -101,7 +103,7 @@ def dropout2d(
     if input.dim() not in (3, 4):
         _warn_dimensions("dropout2d", "3 or 4", input)
     if input.dim() == 3:
-        warnings.warn(
+        warn(
             "dropout2d(): 'input' has 3 dimensions and is taken as (N, C, L), as torch takes it; dropout1d says so",
             stacklevel=2,
         )
@@ -125,8 +127,9 @@ def dropout3d(
     _check("dropout3d", input, p)
     if input.dim() not in (4, 5):
         _warn_dimensions("dropout3d", "4 or 5", input)
-    shape = _channels(input, batched=input.dim() == 5)
-    return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape)
+    batched = input.dim() == 5
+    shape = _channels(input, batched)
+    return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
 def feature_alpha_dropout(
@@ -156,13 +159,13 @@ def feature_alpha_dropout(
 
 def _check(name: str, input: Tensor, p: float) -> None:
     check_tensor(name, input=input)
+    if p != p:
+        raise RuntimeError(f"{name}(): 'p': expected a probability between 0 and 1, got {p}")
     check_probability(name, p)
 
 
 def _warn_dimensions(name: str, expected: str, input: Tensor) -> None:
-    warnings.warn(
-        f"{name}(): 'input': expected {expected} dimensions, got {input.dim()}; torch deprecates this", stacklevel=3
-    )
+    warn(f"{name}(): 'input': expected {expected} dimensions, got {input.dim()}; torch deprecates this", stacklevel=3)
 
 
 def _channels(input: Tensor, batched: bool = True) -> tuple[int, ...]:
@@ -180,16 +183,23 @@ def _dropout(
     inplace: bool,
     generator: torch.Generator | None,
     shape: Sequence[int] | None = None,
+    batched: bool = True,
 ) -> Tensor:
+    if generator is None and is_exported():
+        return getattr(F, name)(input, p, training, inplace)  # one node, which others know and switch off
+    check_bool(name, "training", training)
+    if inplace and not batched:
+        input.unsqueeze_(0).squeeze_(0)  # marks it as changed whatever p is, as torch does
     if not training or p == 0 or input.numel() == 0:
         return input
     if input.is_nested:
         nested: Tensor = without_generator(getattr(F, name))(input, p, training, inplace, generator=generator)
         return nested
-    if shape is not None and input.dim() < (1 if name == "dropout3d" else 2):
+    if shape is not None and p < 1 and input.dim() < (1 if name == "dropout3d" else 2):
         raise RuntimeError(f"{name}(): 'input': expected a channel dimension, got shape {tuple(input.shape)}")
-    if not (input.is_floating_point() or input.is_complex()):
-        raise RuntimeError(f"{name}(): 'input': expected a floating or complex dtype, got {input.dtype}")
+    if not input.is_floating_point() and not (input.is_complex() and p == 1):  # which needs no mask
+        error = NotImplementedError if input.is_complex() else RuntimeError
+        raise error(f"{name}(): 'input': expected a floating dtype, got {input.dtype}")
     # The kernels draw the masks of plain dropout alone.
     by_kernel = shape is None and name == "dropout"
     output: Tensor = call(function, input, draw_mask(input, p, generator, shape, not by_kernel), p)

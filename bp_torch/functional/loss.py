@@ -7,13 +7,11 @@ the classes (:func:`torch.distributed.tensor.parallel.loss_parallel`).
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction as _Reduction
 from torch.overrides import has_torch_function_variadic
 
 from ..functions.classes import class_dim
@@ -21,7 +19,7 @@ from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabil
 from ..functions.function import PLAIN, call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
-from ._common import check_tensor, hand_over, to_float32
+from ._common import check_tensor, hand_over, to_float32, warn
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -72,6 +70,7 @@ def cross_entropy(
             reduction,
             label_smoothing,
         )
+    _check_integer("cross_entropy", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
         usual: Tensor = call(
             CrossEntropyFunction, input, target, None, ignore_index, float(label_smoothing), reduction
@@ -133,6 +132,7 @@ def nll_loss(
     """
     if has_torch_function_variadic(input, target, weight):
         return hand_over(nll_loss, F.nll_loss, input, target, weight, size_average, ignore_index, reduce, reduction)
+    _check_integer("nll_loss", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction):
         usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
         return usual
@@ -203,7 +203,7 @@ def smooth_l1_loss(
     if has_torch_function_variadic(input, target):
         return hand_over(smooth_l1_loss, F.smooth_l1_loss, input, target, size_average, reduce, reduction, beta)
     reduction = _reduction("smooth_l1_loss", size_average, reduce, reduction)
-    if beta < 0:
+    if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss(): 'beta': expected a number ≥ 0, got {beta}")
     return _error_loss("smooth_l1" if beta > 0 else "l1", input, target, None, float(beta), reduction)
 
@@ -242,8 +242,8 @@ def binary_cross_entropy_with_logits(
     Args:
         input: logits x, any shape.
         target: t in [0, 1], of the same shape, floating.
-        weight: w, broadcasts to the input; a constant.
-        pos_weight: π, broadcasts to the input; a constant.
+        weight: w, broadcasts to the input; a constant, but for torch.func's transforms.
+        pos_weight: π, broadcasts to the input; a constant, but for torch.func's transforms.
 
     Raises:
         ValueError: a target of another shape; an unknown ``reduction``.
@@ -281,7 +281,8 @@ def binary_cross_entropy_with_logits(
     for key, given in (("weight", weight), ("pos_weight", pos_weight)):
         if given is None:
             continue
-        _check_constant(name, key, given)
+        if not torch._C._are_functorch_transforms_active():  # there torch's operator is made of others, too
+            _check_constant(name, key, given)
         try:
             fits = torch.broadcast_shapes(given.shape, input.shape) == input.shape
         except RuntimeError:
@@ -331,13 +332,20 @@ def _are_alike(input: Any, target: Any) -> bool:
 
 def _reduction(function: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     if size_average is not None or reduce is not None:
-        reduction = _Reduction.legacy_get_string(size_average, reduce)
+        whole, reduced = size_average is None or size_average, reduce is None or reduce
+        reduction = "none" if not reduced else "mean" if whole else "sum"
+        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 4)
     if reduction == "elementwise_mean":
-        _Reduction.get_enum(reduction)  # torch's warning that the name is deprecated
+        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 4)
         return "mean"
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")
     return reduction
+
+
+def _check_integer(function: str, name: str, value: Any) -> None:
+    if type(value) is not int and not hasattr(value, "__index__"):
+        raise TypeError(f"{function}(): {name!r}: expected an int, got {type(value).__name__}")
 
 
 def _check_given(function: str, **tensors: Tensor) -> None:
@@ -358,7 +366,7 @@ def _error_loss(
     check_tensor(name, weight=weight)
     x, t, w = input, target, weight
     if t.shape != x.shape:
-        warnings.warn(
+        warn(
             f"Using a target size ({t.size()}) that is different to the input size ({x.size()}). "
             "This will likely lead to incorrect results due to broadcasting. "
             "Please ensure they have the same size.",

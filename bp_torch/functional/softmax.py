@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch.overrides import has_torch_function_unary
 
 from ..functions.function import Function, call
 from ..functions.softmax import LogSoftmaxFunction, SoftmaxFunction
-from ._common import check_tensor, hand_over, to_float32
+from ._common import check_tensor, hand_over, to_float32, warn
 
 __all__ = ["log_softmax", "softmax", "softmin"]
 
@@ -58,7 +56,7 @@ def _along(
     if x.is_nested:
         return (F.log_softmax if name == "log_softmax" else F.softmax)(x, dim, stacklevel, dtype)
     if dim is None:
-        warnings.warn(
+        warn(
             f"Implicit dimension choice for {name} has been deprecated. "
             "Change the call to include dim=X as an argument.",
             stacklevel=stacklevel,
@@ -70,6 +68,8 @@ def _along(
     if not -last - 1 <= dim <= last:
         raise IndexError(f"{name}(): 'dim': expected a number from {-last - 1} to {last}, got {dim}")
     if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{name}(): 'dtype': expected a torch.dtype or None, got {type(dtype).__name__}")
         x = x.to(dtype)
     else:
         (x,) = to_float32(x, cpu=False)

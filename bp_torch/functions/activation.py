@@ -44,6 +44,7 @@ class ActivationFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.name, ctx.parameters = inputs
         s = x if lookup(ctx.name, ctx.parameters).saves == "input" else output
+        s = None if ctx.name == "identity" else s
         ctx.save_for_backward(s)
 
     @staticmethod
@@ -54,11 +55,15 @@ class ActivationFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (s,) = ctx.saved_tensors
+        if s is None:
+            return dy, None, None
         return activation_backward(dy, s, ctx.name, ctx.parameters, fused=False), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (s,) = ctx.saved_tensors
+        if s is None:
+            return dx.clone()
         return activation_backward(dx, s, ctx.name, ctx.parameters, fused=False)
 
 

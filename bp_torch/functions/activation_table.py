@@ -160,7 +160,7 @@ def _logsigmoid_ddf(x: Tensor) -> Tensor:
 
 def _hardsigmoid(x: Tensor) -> Tensor:
     """torch's operator has no second derivative in forward mode, which nested transforms ask for."""
-    return F.hardsigmoid(x) if is_plain(x) else F.relu6(x + 3) / 6
+    return F.hardsigmoid(x) if is_plain(x) or torch.compiler.is_exporting() else F.relu6(x + 3) / 6
 
 
 def _hardsigmoid_backward(dy: Tensor, x: Tensor) -> Tensor:

@@ -124,11 +124,11 @@ class CrossEntropyFunction(Function):
         return _backward(ctx, dloss, dr, x, t, w, total, m, r)
 
     @staticmethod
-    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def jvp_rule(ctx: Any, tx: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, t, w, total, m, r = ctx.saved_tensors
         c = class_dim(x)
         counts, index = counted(t, ctx.ignore_index, c)
-        tx = wide(tx)
+        tx = wide(torch.zeros_like(x) if tx is None else tx)  # of the weight alone, which is a constant
         tr = ((wide(x) - m - r).exp() * tx).sum(c, keepdim=True)
         a = weight_of(w, counts, index, c, r.dtype)
         tL = (1 - ctx.smoothing) * a * (tr - tx.gather(c, index)).squeeze(c)

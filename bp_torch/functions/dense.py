@@ -174,7 +174,7 @@ class DenseFunction(Function):
 def _product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """x Wᵀ + b, which is no view: F.linear's result is one of a product of matrices where x has more dimensions."""
     z = F.linear(x, W, b)
-    return z if b is None or z.dim() == 2 else no_view(z)
+    return z if b is None or z.dim() == 2 or torch.compiler.is_exporting() else no_view(z)
 
 
 def _told_by(ctx: Any, output: Tensor | tuple[Tensor, Tensor]) -> Tensor | None:

@@ -170,7 +170,7 @@ class AlphaDropoutFunction(Function):
     def forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
         a, b, alpha = _affine(p)
         # In the mask's shape, which is small for whole channels.
-        shift = torch.where(mask, torch.full_like(mask, b, dtype=x.dtype), a * alpha + b)
+        shift = (~mask).to(x.dtype) * (a * alpha) + b
         return _scale(x, mask, a, shift)
 
     @staticmethod

@@ -23,7 +23,7 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
-__all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "no_view", "wide"]
+__all__ = ["NARROW", "PLAIN", "Function", "call", "is_exported", "is_ordinary", "is_plain", "no_view", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 NARROW = (torch.bfloat16, torch.float16)
@@ -104,6 +104,11 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_exported() -> bool:
+    """Whether a graph of operators is recorded for others to read, by torch.export or torch.jit.trace."""
+    return torch.compiler.is_exporting() if torch.compiler.is_compiling() else _is_tracing()
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether besides no derivative is being taken: no graph is recorded, and no tangents may be there.
 
@@ -122,7 +127,8 @@ def call(function: type[Function], *args: Any) -> Any:
     Autocast is off inside: the caller has cast what must be cast.
     """
     if torch.compiler.is_compiling():
-        return _call_compiled(function, args)
+        # An exported graph holds operators, and no Function.
+        return function.forward(*args) if torch.compiler.is_exporting() else _call_compiled(function, args)
     if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.

@@ -7,6 +7,7 @@ dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
 
     BCE with logits   loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))),   λ = 1 + (π - 1) t
                backward   dx = dR ⊙ w ⊙ (1 - t - λ σ(-x)),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
+                          dw = dR ⊙ ρ,   dπ = dR ⊙ w ⊙ t log(1 + exp(-x)),   ρ what w multiplies
 
 The losses of class scores are in cross_entropy.py and nll_loss.py.
 """
@@ -255,7 +256,7 @@ def _chunks(*tensors: Tensor) -> Any:
 class BCEWithLogitsFunction(Function):
     """loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))), λ = 1 + (π - 1) t, which overflows nowhere.
 
-    Shapes: x and t equal; the weights w and π, which may be None and are constants, broadcast to them.
+    Shapes: x and t equal; the weights w and π, which may be None, broadcast to them.
     """
 
     @staticmethod
@@ -274,8 +275,8 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, t, w, pi, ctx.reduction = inputs
-        ctx.dtypes = x.dtype, t.dtype
-        needs = any(ctx.needs_input_grad[:2])
+        ctx.dtypes = [None if s is None else s.dtype for s in (x, t, w, pi)]
+        needs = any(ctx.needs_input_grad[:4])
         saved = (x, t, w, pi) if needs else (None,) * 4
         ctx.save_for_backward(*saved)
 
@@ -286,8 +287,9 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w, pi = ctx.saved_tensors
-        need_x, need_t = ctx.needs_input_grad[:2]
-        triton = plain_kernels(x, t, w, pi, dloss) if x.numel() > 0 else None
+        need_x, need_t, need_w, need_pi = ctx.needs_input_grad[:4]
+        constant = not (need_w or need_pi)
+        triton = plain_kernels(x, t, w, pi, dloss) if constant and x.numel() > 0 else None
         if triton is not None:
             needs = need_x, need_t, False
             dx, dt, _ = triton.loss.backward(dloss, x, t, w, pi, "bce", 0.0, ctx.reduction, needs)
@@ -300,22 +302,32 @@ class BCEWithLogitsFunction(Function):
                 torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
             return dx, None, None, None, None
         x, t, w, pi = _all_wide(x, t, w, pi)
+        dw = dpi = None
+        if need_w:
+            dw = (dR * _bce(x, t, pi)).sum_to_size(w.shape).to(ctx.dtypes[2])
         dR = dR if w is None else dR * w
+        if need_pi:
+            dpi = (dR * _bce_dpi(x, t)).sum_to_size(pi.shape).to(ctx.dtypes[3])
         return (
             (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None,
             (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None,
-            None,
-            None,
+            dw,
+            dpi,
             None,
         )
 
     @staticmethod
-    def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, *_: None) -> Tensor:
+    def jvp_rule(
+        ctx: Any, tx: Tensor | None, tt: Tensor | None, tw: Tensor | None, tpi: Tensor | None, *_: None
+    ) -> Tensor:
         x, t, w, pi = _all_wide(*ctx.saved_tensors)
         tL = torch.zeros_like(x)
         tL = tL if tx is None else tL + _bce_dx(x, t, pi) * tx
         tL = tL if tt is None else tL + _bce_dt(x, pi) * tt
-        return reduce(tL if w is None else tL * w, ctx.reduction).to(ctx.dtypes[1])
+        tL = tL if tpi is None else tL + _bce_dpi(x, t) * tpi
+        tL = tL if w is None else tL * w
+        tL = tL if tw is None else tL + _bce(x, t, pi) * tw
+        return reduce(tL, ctx.reduction).to(ctx.dtypes[1])
 
 
 def _all_wide(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -334,6 +346,10 @@ def _lambda(t: Tensor, pi: Tensor) -> Tensor:
 def _bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
     s = torch.sigmoid(-x)
     return (1 - t) - (s if pi is None else s * _lambda(t, pi))
+
+
+def _bce_dpi(x: Tensor, t: Tensor) -> Tensor:
+    return -t * torch.nn.functional.logsigmoid(x)
 
 
 def _bce_dt(x: Tensor, pi: Tensor | None) -> Tensor:

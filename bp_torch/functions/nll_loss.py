@@ -87,8 +87,10 @@ class NLLLossFunction(Function):
         return dx, None, None, None, None
 
     @staticmethod
-    def jvp_rule(ctx: Any, tx: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+    def jvp_rule(ctx: Any, tx: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
         t, w, total = ctx.saved_tensors
+        if tx is None:  # a tangent of the weight alone, which is a constant
+            tx = torch.zeros(ctx.shape, dtype=ctx.dtype, device=t.device)
         c = class_dim(tx)
         counts, index = counted(t, ctx.ignore_index, c)
         a = weight_of(w, counts, index, c, total.dtype)
