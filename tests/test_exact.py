@@ -23,13 +23,13 @@ def test_twice_torchs_error_passes_and_more_does_not(numbers: int) -> None:
         exact = torch.randn(numbers, dtype=torch.float64)
         return [Result(off(exact, ours), off(exact, 8.0), exact)]
 
-    for ours in (0.0, 8.0, 13.0):
+    for ours in (0.0, 8.0, 10.0):
         assert assert_as_good_as_torch(lambda ours=ours: draw(ours)) in DRAWS
     with pytest.raises(pytest.fail.Exception, match="in 64 draws result 0: the"):
         assert_as_good_as_torch(lambda: draw(80.0))
 
 
-def test_where_torch_is_exact_so_must_ours_be() -> None:
+def test_a_whole_unit_is_too_much_where_torch_rounds_correctly() -> None:
     exact = 1.9 * torch.rand(100).double()
     nearest = exact.float()
     assert_as_good_as_torch(lambda: [Result(nearest, nearest, exact)])
