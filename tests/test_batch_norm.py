@@ -253,7 +253,7 @@ def test_dtypes_of_16_bit_inputs_are_torchs(dtype: torch.dtype, parameters: str,
         if parameters == "none":
             exact = (*exact[:2], [], exact[3])
         leaves = zip(*map(torch.utils._pytree.tree_leaves, (found, torchs, exact)), strict=True)
-        results = list(map(Result._make, leaves))
+        results = list(itertools.starmap(Result, leaves))
         count = results.pop()  # num_batches_tracked
         assert count.ours == count.theirs
         return results
