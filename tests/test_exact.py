@@ -29,12 +29,12 @@ def test_twice_torchs_error_passes_and_more_does_not(numbers: int) -> None:
         assert_as_good_as_torch(lambda: draw(80.0))
 
 
-def test_a_whole_unit_is_too_much_where_torch_rounds_correctly() -> None:
+def test_two_units_are_too_many_where_torch_rounds_correctly() -> None:
     exact = 1.9 * torch.rand(100).double()
     nearest = exact.float()
     assert_as_good_as_torch(lambda: [Result(nearest, nearest, exact)])
     with pytest.raises(pytest.fail.Exception):
-        assert_as_good_as_torch(lambda: [Result(torch.nextafter(nearest, nearest + 1), nearest, exact)])
+        assert_as_good_as_torch(lambda: [Result(nearest * (1 + 4 * UNIT), nearest, exact)])
 
 
 @pytest.mark.parametrize("wrong", [1e-5, float("nan"), float("inf")])
