@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import widest, within
+from exact import Result, assert_as_good_as_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeds import seeded
@@ -241,14 +242,23 @@ def test_evaluation_gradient_outlives_a_training_step() -> None:
 @pytest.mark.parametrize("parameters", ["low", "float32", "none"])
 @pytest.mark.parametrize("training", [True, False])
 def test_dtypes_of_16_bit_inputs_are_torchs(dtype: torch.dtype, parameters: str, training: bool) -> None:
-    x = torch.randn(8, 3, 4).to(dtype)
-    ours, theirs = nn.BatchNorm1d(3, affine=parameters != "none"), torch.nn.BatchNorm1d(3, affine=parameters != "none")
-    if parameters == "low":
-        ours, theirs = ours.to(dtype), theirs.to(dtype)
-    results = [step(bn.train(training), x, torch.ones_like(x)) for bn in (ours, theirs)]
-    for a, b in zip(*map(torch.utils._pytree.tree_leaves, results), strict=True):
-        assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    """And values, gradients and running statistics are as good."""
+
+    def draw() -> list[Result]:
+        modules = [bn(3, affine=parameters != "none") for bn in (nn.BatchNorm1d, torch.nn.BatchNorm1d)]
+        modules = [bn.to(dtype) if parameters == "low" else bn for bn in modules]
+        x, dy = torch.randn(2, 8, 3, 4).to(dtype)
+        found, torchs = (step(bn.train(training), x, dy) for bn in modules)
+        exact = step(torch.nn.BatchNorm1d(3, dtype=torch.float64).train(training), x.double(), dy.double())
+        if parameters == "none":
+            exact = (*exact[:2], [], exact[3])
+        leaves = zip(*map(torch.utils._pytree.tree_leaves, (found, torchs, exact)), strict=True)
+        results = list(itertools.starmap(Result, leaves))
+        count = results.pop()  # num_batches_tracked
+        assert count.ours == count.theirs
+        return results
+
+    assert_as_good_as_torch(draw)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0), (0, 3, 2, 2)], ids=str)
