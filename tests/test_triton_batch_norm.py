@@ -151,6 +151,7 @@ def check(inputs: list[Tensor], key: str = "identity", statistics: Any = (None, 
     return found
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [(layout, dtype) for layout in LAYOUTS for dtype in DTYPES if layout in WHOLE or dtype != torch.float16],

@@ -45,6 +45,7 @@ def check(name: str, x: Tensor, dim: int) -> None:
         assert error <= allowed + unit * right.abs().max()
 
 
+@pytest.mark.to_the_last_digits
 @both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -77,6 +78,7 @@ def test_a_very_long_row(name: str) -> None:
     check(name, x, 1)
 
 
+@pytest.mark.to_the_last_digits
 @both
 def test_large_logits_cost_no_accuracy(name: str) -> None:
     for K in (9, 20_000):
@@ -100,6 +102,7 @@ def test_infinities_and_nan_are_torchs(name: str, K: int) -> None:
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.to_the_last_digits
 @both
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
 @pytest.mark.parametrize("layout", ["channels_last", "permuted", "sliced", "expanded"])
