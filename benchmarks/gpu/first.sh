@@ -18,16 +18,20 @@ torch.cuda.synchronize()
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__, "loss", loss.item())
 PYTHON
 
-run() { # name, seconds, pytest's arguments
+# What runs behind & ignores SIGINT, by which pytest would tell at the end of its time what it has found.
+PYTEST='import pytest, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))'
+run() { # name, seconds, pytest's arguments; without the project's options, which want pytest-timeout
     name=$1 seconds=$2
     shift 2
-    # Without the project's options, which want pytest-timeout.
-    timeout "$seconds" python -m pytest -o addopts= -W ignore::pytest.PytestUnknownMarkWarning \
-        -W ignore::pytest.PytestConfigWarning --tb=short -q -ra -p no:randomly -p no:cacheprovider "$@" >"$OUT/$name.txt" 2>&1
+    timeout --signal=INT --kill-after=20 "$seconds" python -c "$PYTEST" -o addopts= \
+        -W ignore::pytest.PytestUnknownMarkWarning -W ignore::pytest.PytestConfigWarning \
+        --tb=short -q -rfE -p no:randomly -p no:cacheprovider "$@" >"$OUT/$name.txt" 2>&1
     echo "exit status $?" >>"$OUT/$name.txt"
 }
-layers() { run layers 170 tests/test_gpu.py tests/test_contracts.py -m "gpu and not slow and not huge" -n 7; }
-kernels() { run kernels 170 $NAMES -m "not slow and not huge" -n 7; }
+layers() { run layers 155 tests/test_gpu.py tests/test_contracts.py -m "gpu and not slow and not huge" -n 7; }
+kernels() { run kernels 155 $NAMES -m "not slow and not huge" -n 7; }
 layers & kernels &
 wait
 run huge 60 tests/test_gpu.py -m huge
