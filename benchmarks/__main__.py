@@ -7,7 +7,7 @@
     python -m benchmarks --only batch_norm        the rows with that in their names
     python -m benchmarks report                   writes docs/benchmarks.md and its figures from the results
 
-A result that is wrong is not timed, and the exit status is 1.
+A result that is wrong, or a computation that fails, is not timed, the others go on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace, rows: dict[str, Callable[[str, torch.dtype]
         # A compiled call's overhead is that of its guards: a matter of its own.
         these = ["bp_torch", "torch", "operator"] if kind == "overhead" else names
         found = measure(make(device, dtype), device, modes, these, repeats, options.seconds)
-        wrong += sum(row["status"] == "wrong" for row in found)
+        wrong += sum(row["status"] in ("wrong", "failed") for row in found)
         done += found
         if options.out or not options.tiny:  # after each row, so that little is lost when a run is stopped
             paths = report.write(options.out or report.RESULTS, about, done, order)

@@ -36,13 +36,13 @@ class Case(Protocol):
 def measure(
     case: Case, device: str, modes: Sequence[str], names: Sequence[str], repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """For each mode and provider a row; what is wrong or refused has a status and a message in place of times."""
+    """For each mode and provider a row; what is wrong, refused or failed has a status and a message, not times."""
     if any(name in BASELINES for name in names):
         torch._dynamo.reset()
     candidates: dict[str, Candidate] = {}
     about: dict[str, dict[str, Any]] = {}
     for name in names:
-        about[name], candidate = checked(case, name, device)
+        about[name], candidate = checked(case, name, device, modes)
         if candidate is not None:
             candidates[name] = candidate
     rows = []
@@ -77,8 +77,12 @@ def measure(
     return rows
 
 
-def checked(case: Case, name: str, device: str) -> tuple[dict[str, Any], Candidate | None]:
-    """What is known of a provider before it is timed, and the provider, or None if it shall not be timed."""
+def checked(case: Case, name: str, device: str, modes: Sequence[str]) -> tuple[dict[str, Any], Candidate | None]:
+    """What is known of a provider before it is timed, and the provider, or None if it shall not be timed.
+
+    What it raises, of torch, of a compiler (whose errors have no common class), or of Triton where a chip has no room
+    for a block, is the row's message, and the other rows go on.
+    """
     candidate = case.candidate(name)
     start = time.perf_counter()
     try:
@@ -89,10 +93,20 @@ def checked(case: Case, name: str, device: str) -> tuple[dict[str, Any], Candida
         note, fault = "", candidate.fault(EXACTNESS)
         if fault and name in BASELINES:
             note, fault = fault, candidate.fault(BASELINES_EXACTNESS)
-    except RuntimeError as error:
-        status = "refused" if name in BASELINES else "wrong"
-        return {"status": status, "message": next(iter(str(error).splitlines()), repr(error))}, None
+        for mode in () if fault else modes:  # what has yet to be compiled for it
+            candidate.runs[mode]()
+    except Exception as error:
+        status = "refused" if name in BASELINES else "failed"
+        return {"status": status, "message": reason(error)}, None
     if fault:
         return {"status": "wrong", "message": fault, "first_call_s": first}, None
     about = {"status": "measured", "message": note, "first_call_s": first, "saved_bytes": candidate.saved()}
     return about | candidate.facts(), candidate
+
+
+def reason(error: Exception) -> str:
+    """One line: that of torch's first line, or a compiler's last, which says what is wrong with the code above it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    return lines[0] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {lines[-1]}"

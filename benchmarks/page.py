@@ -94,6 +94,7 @@ def device(results: report.Results, causes: dict[str, str]) -> Iterable[str]:
         yield _table(("row", "torch.nn", "bp_torch"), lines)
     for status, title in (
         ("refused", "What the baselines refused:"),
+        ("failed", "What failed:"),
         ("wrong", "What was wrong, and therefore not timed:"),
         ("measured", "Where a baseline is less exact than bp_torch may be; it was timed all the same:"),
     ):

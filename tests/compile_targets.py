@@ -30,7 +30,7 @@ CHIPS = {
     "sm_100": ("cuda", 100, 32, 227 * 1024),
     "gfx942": ("hip", "gfx942", 64, 64 * 1024),
 }
-WITHOUT_KERNELS = {"activation", "batch_norm_kernels", "cast", "launch", "tuning"}
+WITHOUT_KERNELS = {"activation", "arithmetic", "batch_norm_kernels", "cast", "launch", "tuning"}
 """Modules without a list of targets of their own: of functions that kernels call, of kernels that another lists."""
 
 

@@ -10,6 +10,7 @@ modules that make their tensors on ``DEVICE``, which are marked so here. ``-m gp
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -60,6 +61,7 @@ BACKENDS = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "one_backend(name, why): the test runs on this backend alone")
+    config.addinivalue_line("markers", "to_the_last_digits: in the interpreter also with the arithmetic of a chip")
 
 
 def pytest_report_header() -> str:
@@ -69,6 +71,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if DEVICE == "cpu" and metafunc.definition.get_closest_marker("to_the_last_digits"):
+        metafunc.parametrize("_arithmetic", ["exact", "chip"], indirect=True)
     if hasattr(metafunc.module, "ONE_BACKEND"):
         return
     mark = metafunc.definition.get_closest_marker("one_backend")
@@ -76,11 +80,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("on_backend", [BACKENDS[name] for name in names], indirect=True)
 
 
+def _is_idle(item: pytest.Item) -> bool:
+    """Whether it would look for a chip's last digits of float32 in 16 bits."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("_arithmetic") == "chip" and params.get("dtype", torch.float32) != torch.float32
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if _is_idle(item)]
     if "recipes" not in config.option.markexpr:  # minutes each: only when asked for
-        left_out = [item for item in items if item.get_closest_marker("recipes")]
-        items[:] = [item for item in items if not item.get_closest_marker("recipes")]
-        config.hook.pytest_deselected(items=left_out)
+        left_out += [item for item in items if item.get_closest_marker("recipes")]
+    items[:] = [item for item in items if id(item) not in {id(one) for one in left_out}]
+    config.hook.pytest_deselected(items=left_out)
     needs_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):  # item.keywords has the names of folders too
@@ -129,6 +140,13 @@ def on_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     # The interpreter computes with numpy, which warns of an infinity where a GPU does not.
     with bp_torch.backend(name), np.errstate(all="ignore"):
         yield name
+
+
+@pytest.fixture(autouse=True)
+def _arithmetic(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The interpreter's own arithmetic, or that of a chip, whose exp and division are less exact."""
+    with interpreter.as_a_chip() if getattr(request, "param", "") == "chip" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import dataclasses
 import itertools
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
 import bp_torch
 import bp_torch.functional as bpF
@@ -77,6 +80,34 @@ def test_a_wrong_layer_is_not_timed(
         assert (row["median_ms"] is None) == (row["provider"] == "bp_torch")
         assert (row["status"] == "wrong") == (row["provider"] == "bp_torch")
     assert "wrong, not timed: y: error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_error_of_a_compiler_is_told_and_the_others_go_on(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if where == "forward":
+                raise OutOfResources(300_000, 232_448, "shared memory")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            raise CompilationError("x = 1\ny = 2", ast.parse("y").body[0], "this is no kernel")
+
+    (softmax,) = (layer for layer in TINY if layer.name == "softmax")
+    other = next(layer for layer in TINY if layer.name != "softmax")
+    failing = dataclasses.replace(softmax, ours=lambda x, p: Fails.apply(bpF.softmax(x, -1)))
+    monkeypatch.setattr(layers, "tiny", lambda: iter([failing, other]))
+    assert command.main([*QUICK, *TWO, "--kind", "layer", "--out", str(tmp_path)]) == 1
+    for row in results(tmp_path)["rows"]:
+        failed = row["provider"] == "bp_torch" and row["name"].startswith("softmax")
+        assert row["status"] == ("failed" if failed else "measured")
+    reason = "shared memory, Required: 300000" if where == "forward" else "this is no kernel"
+    assert reason in capsys.readouterr().out
+    assert reason in page.text([results(tmp_path)])
 
 
 class Off(torch.nn.Module):

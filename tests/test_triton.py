@@ -53,6 +53,7 @@ def test_the_tables_have_the_same_keys() -> None:
     assert set(kernels.activation.KEYS) == set(ACTIVATIONS)
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @every_row
 def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool) -> None:

@@ -154,6 +154,7 @@ def check(make: Callable[[], list[Tensor]], key: str = "identity", statistics: A
     return dtypes
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [(layout, dtype) for layout in LAYOUTS for dtype in DTYPES if layout in WHOLE or dtype != torch.float16],

@@ -89,6 +89,7 @@ def given(options: dict[str, Any], shape: tuple[int, ...], name: str) -> Callabl
     return lambda x: {**kept, **({"weight": weight.to(x.dtype)} if "weight" in kept else {})}
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.parametrize(("name", "dtype", "options", "shape"), CLASSES, ids=str)
 def test_classes(name: str, dtype: torch.dtype, options: dict[str, Any], shape: tuple[int, ...]) -> None:
     x, t = 2 * torch.randn(shape, device=DEVICE), classes(shape, options.get("ignore_index"))
@@ -98,6 +99,7 @@ def test_classes(name: str, dtype: torch.dtype, options: dict[str, Any], shape: 
     check(lambda x: getattr(bpF, name)(x, t, **choice(x)), lambda x: getattr(F, name)(x, t, **choice(x)), x.to(dtype))
 
 
+@pytest.mark.to_the_last_digits
 @every_dtype
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2, "reduction": "none"}, {"weight": True}], ids=str)
 @every_shape
@@ -130,6 +132,7 @@ def test_a_very_long_row(smoothing: float) -> None:
     check(loss(bpF.cross_entropy), loss(F.cross_entropy), x)
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.parametrize("K", [9, 5000])
 def test_large_logits_cost_no_accuracy(K: int) -> None:
     x, t = torch.randn(3, K, device=DEVICE) + 1e4, torch.tensor([0, 5, K - 1], device=DEVICE)
@@ -159,6 +162,7 @@ def test_infinities_and_nan_are_torchs(K: int, smoothing: float) -> None:
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.to_the_last_digits
 @pytest.mark.parametrize("layout", ["channels_last", "permuted", "sliced", "expanded"])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_any_layout_of_logits_and_targets(layout: str, probabilities: bool) -> None:
@@ -240,6 +244,7 @@ def pair(name: str, *shape: int) -> tuple[Tensor, Tensor]:
     return x, t.sigmoid() if name.startswith("binary") else t
 
 
+@pytest.mark.to_the_last_digits
 @every_dtype
 @every_loss
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -277,6 +282,7 @@ def test_weights_of_bce_broadcast(shape: tuple[int, ...], which: str) -> None:
     check(loss(bpF.binary_cross_entropy_with_logits), loss(F.binary_cross_entropy_with_logits), strided, t)
 
 
+@pytest.mark.to_the_last_digits
 def test_bce_in_both_tails() -> None:
     x = torch.tensor([-200.0, -30.0, -1e-6, 0.0, 1e-6, 30.0, 200.0], device=DEVICE).repeat(3)
     t = torch.tensor([0.0, 1.0, 0.25], device=DEVICE).repeat_interleave(7)

@@ -47,6 +47,7 @@ def check(name: str, make: Callable[[], Tensor], dim: int) -> None:
     assert_as_good_as_torch(draw)
 
 
+@pytest.mark.to_the_last_digits
 @both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ def test_a_very_long_row(name: str) -> None:
     check(name, make, 1)
 
 
+@pytest.mark.to_the_last_digits
 @both
 def test_large_logits_cost_no_accuracy(name: str) -> None:
     for K in (9, 20_000):
@@ -106,6 +108,7 @@ def test_infinities_and_nan_are_torchs(name: str, K: int) -> None:
     torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
+@pytest.mark.to_the_last_digits
 @both
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
 @pytest.mark.parametrize("layout", ["channels_last", "permuted", "sliced", "expanded"])

@@ -12,6 +12,8 @@ import math
 import triton
 import triton.language as tl
 
+from .arithmetic import exp
+
 __all__ = ["KEYS", "curvature", "derivative", "forward"]
 
 KEYS = (
@@ -32,40 +34,41 @@ SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
 def tanh(x):
     """Near 0 by a polynomial (Cephes, tanhf), where 1 - 2t/(1 + t) with t = e^-2|x| would lose digits."""
     a = tl.abs(x)
-    t = tl.exp(-2 * a)
+    t = exp(-2 * a)
     q = x * x
     p = (((-5.70498872745e-3 * q + 2.06390887954e-2) * q - 5.37397155531e-2) * q + 1.33314422036e-1) * q
-    y = tl.where(a < 0.625, a + a * q * (p - 3.33332819422e-1), 1 - 2 * t / (1 + t))
+    y = tl.where(a < 0.625, a + a * q * (p - 3.33332819422e-1), 1 - tl.div_rn(2 * t, 1 + t))
     return tl.where(x < 0, -y, y)
 
 
 @triton.jit
 def expm1_negative(x):
     """e^x - 1 for x ≤ 0; near 0 by its series."""
-    series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8)))))))
-    return tl.where(x > -0.4, series, tl.exp(x) - 1)
+    p = 1 + x * (1 / 5) * (1 + x * (1 / 6) * (1 + x * (1 / 7) * (1 + x * (1 / 8))))
+    series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * (1 + x * (1 / 4) * p)))
+    return tl.where(x > -0.4, series, exp(x) - 1)
 
 
 @triton.jit
 def log1p_unit(u):
     """log(1 + u) for 0 ≤ u ≤ 1, as 2 artanh(u / (2 + u))."""
-    s = u / (2 + u)
+    s = tl.div_rn(u, 2 + u)
     q = s * s
-    p = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q / 17))
+    p = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17)))
     return 2 * s * (1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * p)))))
 
 
 @triton.jit
 def softplus(t):
     """log(1 + e^t), without overflow."""
-    return tl.where(t <= 0, 0.0, t) + log1p_unit(tl.exp(-tl.abs(t)))
+    return tl.where(t <= 0, 0.0, t) + log1p_unit(exp(-tl.abs(t)))
 
 
 @triton.jit
 def sigmoid(x):
     """1/(1 + e^-x), from an exponential that cannot overflow."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1 + e)
+    e = exp(-tl.abs(x))
+    return tl.div_rn(tl.where(x < 0, e, 1.0), 1 + e)
 
 
 @triton.jit
@@ -75,16 +78,16 @@ def normal_cdf(x):
 
 @triton.jit
 def normal_pdf(x):
-    return tl.exp(-0.5 * x * x) * PDF_SCALE
+    return exp(-0.5 * x * x) * PDF_SCALE
 
 
 @triton.jit
 def mish_parts(x):
     """t = tanh(softplus(x)) and 1 - t², from w = 1 + e^x: t = (w² - 1)/(w² + 1); 1 and 0 far right."""
-    e = tl.exp(tl.minimum(x, 20.0))
+    e = exp(tl.minimum(x, 20.0))
     w2 = (1 + e) * (1 + e)
-    r = 2 * (1 + e) / (w2 + 1)
-    return e * (e + 2) / (w2 + 1), tl.where(x > 20, 0.0, r * r)
+    r = tl.div_rn(2 * (1 + e), w2 + 1)
+    return tl.div_rn(e * (e + 2), w2 + 1), tl.where(x > 20, 0.0, r * r)
 
 
 @triton.jit
@@ -94,14 +97,14 @@ def elu(x, alpha, scale, rate):
 
 @triton.jit
 def elu_exponential(x, alpha, scale, rate):
-    return alpha * scale * rate * tl.exp(rate * tl.where(x <= 0, x, 0.0))
+    return alpha * scale * rate * exp(rate * tl.where(x <= 0, x, 0.0))
 
 
 @triton.jit
 def elu_growing(x, alpha):
     """celu with α < 0, whose exponent grows: α (exp(x/α) - 1), by tanh(t/2) = (e^t - 1)/(e^t + 1)."""
-    t = tl.where(x <= 0, x, 0.0) / alpha
-    e = tl.exp(t)
+    t = tl.div_rn(tl.where(x <= 0, x, 0.0), alpha)
+    e = exp(t)
     near = tanh(0.5 * t) * (e + 1)
     return tl.where(x <= 0, alpha * tl.where(t < 1, near, e - 1), x)
 
@@ -120,7 +123,7 @@ def forward(x, KEY: tl.constexpr, a, b):
     elif KEY == "selu":
         return elu(x, SELU_ALPHA, SELU_SCALE, 1.0)
     elif KEY == "celu":
-        return tl.where(a > 0, elu(x, a, 1.0, 1 / a), elu_growing(x, a))
+        return tl.where(a > 0, elu(x, a, 1.0, tl.div_rn(1.0, a)), elu_growing(x, a))
     elif KEY == "gelu":
         return x * normal_cdf(x)
     elif KEY == "gelu_tanh":
@@ -135,17 +138,17 @@ def forward(x, KEY: tl.constexpr, a, b):
     elif KEY == "tanh":
         return tanh(x)
     elif KEY == "softplus":
-        return tl.where(x * a > b, x, softplus(a * x) / a)
+        return tl.where(x * a > b, x, tl.div_rn(softplus(a * x), a))
     elif KEY == "softsign":
-        return x / (1 + tl.abs(x))
+        return tl.div_rn(x, 1 + tl.abs(x))
     elif KEY == "hardtanh":
         return tl.where(x < a, a, tl.where(x > b, b, x))
     elif KEY == "relu6":
         return tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
     elif KEY == "hardsigmoid":
-        return tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) / 6
+        return tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) * (1 / 6)
     elif KEY == "hardswish":
-        return x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) / 6
+        return x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) * (1 / 6)
     elif KEY == "logsigmoid":
         return -softplus(-x)
     elif KEY == "tanhshrink":
@@ -174,7 +177,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "selu":
         return tl.where(s <= 0, elu_exponential(s, SELU_ALPHA, SELU_SCALE, 1.0), SELU_SCALE)
     elif KEY == "celu":
-        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1 / a), 1.0)
+        return tl.where(s <= 0, elu_exponential(s, a, 1.0, tl.div_rn(1.0, a)), 1.0)
     elif KEY == "gelu":
         return normal_cdf(s) + s * normal_pdf(s)
     elif KEY == "gelu_tanh":
@@ -197,7 +200,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
             return tl.where(s * a > b, 1.0, sigmoid(a * s))
     elif KEY == "softsign":
         c = 1 + tl.abs(s)
-        d = 1 / c
+        d = tl.div_rn(1.0, c)
         return d * d * (c * d)
     elif KEY == "hardtanh":
         return tl.where((s <= a) | (s >= b), 0.0, 1.0)
@@ -206,7 +209,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "hardsigmoid":
         return tl.where((s > -3) & (s < 3), 1 / 6, 0.0)
     elif KEY == "hardswish":
-        return tl.where(s <= -3, 0.0, tl.where(s < 3, s / 3 + 0.5, 1.0))
+        return tl.where(s <= -3, 0.0, tl.where(s < 3, s * (1 / 3) + 0.5, 1.0))
     elif KEY == "logsigmoid":
         if OUTPUT:
             return -expm1_negative(s)
@@ -234,7 +237,7 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "selu":
         return tl.where(s <= 0, elu_exponential(s, SELU_ALPHA, SELU_SCALE, 1.0), 0.0)
     elif KEY == "celu":
-        return tl.where(s <= 0, elu_exponential(s, a, 1.0, 1 / a) / a, 0.0)
+        return tl.where(s <= 0, tl.div_rn(elu_exponential(s, a, 1.0, tl.div_rn(1.0, a)), a), 0.0)
     elif KEY == "gelu":
         return normal_pdf(s) * (2 - s * s)
     elif KEY == "gelu_tanh":
@@ -254,7 +257,7 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         return -2 * s
     elif KEY == "softplus":
         if OUTPUT:
-            return tl.where(s * a > b, 0.0, a * tl.exp(-a * s))
+            return tl.where(s * a > b, 0.0, a * exp(-a * s))
         else:
             q = sigmoid(a * s)
             return tl.where(s * a > b, 0.0, a * q * (1 - q))
@@ -265,7 +268,7 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         return tl.where((s > -3) & (s < 3), 1 / 3, 0.0)
     elif KEY == "logsigmoid":
         if OUTPUT:
-            return -tl.exp(s)
+            return -exp(s)
         else:
             q = sigmoid(s)
             return q * (q - 1)

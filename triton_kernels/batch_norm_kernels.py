@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from . import activation as act
-from .cast import IN_INTERPRETER, cast
+from .arithmetic import IN_INTERPRETER, fma
+from .cast import cast
 from .elementwise import _times
 
 __all__: list[str] = []
@@ -123,22 +124,13 @@ def _optional(P, i, mask, default: tl.constexpr):
 
 
 @triton.jit
-def _fma(x, y, z):
-    """x y + z, rounded once: the same bits in each kernel. Triton 3.7's interpreter rounds the product as well."""
-    if IN_INTERPRETER:
-        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
-    else:
-        return tl.fma(x, y, z)
-
-
-@triton.jit
 def _deviation(var, eps):
     """s = 1/√(var + eps), to the last bit or nearly: a chip's approximation, and one step of Newton's method."""
     v = var + eps
     s = tl.rsqrt(v)
     w = v * s
-    error = _fma(-w, s, tl.full(s.shape, 1.0, tl.float32)) - _fma(v, s, -w) * s
-    return tl.where((s > 0) & (s < float("inf")), _fma(0.5 * s, error, s), s)
+    error = fma(-w, s, tl.full(s.shape, 1.0, tl.float32)) - fma(v, s, -w) * s
+    return tl.where((s > 0) & (s < float("inf")), fma(0.5 * s, error, s), s)
 
 
 @triton.jit
@@ -151,7 +143,7 @@ def _moments(
         first, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
     x = _load(X, i, inside)
-    K = _sum(x, PLANES) / count
+    K = tl.div_rn(_sum(x, PLANES), count)
     K = tl.where(tl.abs(K) < float("inf"), K, 0.0)  # so that the mean is the infinity that Σ x is
     d = tl.where(inside, x - K[None, :], 0.0)
     s1 = d
@@ -165,14 +157,15 @@ def _moments(
         s2 += d * d
         count += more
     total = _sum(s1, PLANES)
-    m2 = _sum(s2, PLANES) - total * (total / count)
-    return count, K, total / count, tl.where(m2 < 0, 0.0, m2)
+    delta = tl.div_rn(total, count)
+    m2 = _sum(s2, PLANES) - total * delta
+    return count, K, delta, tl.where(m2 < 0, 0.0, m2)
 
 
 @triton.jit
 def _pre_activation(d, k, beta, R, i, inside):
     """z, from d = x - mean."""
-    z = _fma(d, k, beta)
+    z = fma(d, k, beta)
     if R is not None:
         z += _load(R, i, inside)
     return z
@@ -243,7 +236,7 @@ def _finished(total, dot, s, k, c, known, n, DGAMMA, DBETA, DMEAN, DVAR, GIVEN: 
     else:
         dmean += _optional(DMEAN, c, known, 0.0)
         dvar += 2 * _optional(DVAR, c, known, 0.0)
-    return dmean / n, dvar / n
+    return tl.div_rn(dmean, n), tl.div_rn(dvar, n)
 
 
 # Forward.
@@ -287,7 +280,7 @@ def _merge(
         inside = (split < splits)[:, None] & known[None, :]
         mean = _load(PARTIAL + size, i, inside) - K[None, :] + _load(PARTIAL + 2 * size, i, inside)
         total += tl.where(inside, _load(PARTIAL, i, inside) * mean, 0.0)
-    delta = tl.sum(total, axis=0) / n
+    delta = tl.div_rn(tl.sum(total, axis=0), n)
     m2 = tl.zeros((BLOCK_SPLITS, BLOCK_COLUMNS), tl.float32)
     for start in range(0, splits, BLOCK_SPLITS):
         split = start + tl.arange(0, BLOCK_SPLITS)
@@ -301,7 +294,7 @@ def _merge(
     if REST is not None:  # exact, whichever of the two is larger (Knuth's sum)
         given = mean - K
         tl.store(REST + c, (K - (mean - given)) + (delta - given), mask=known)
-    tl.store(VAR + c, tl.sum(m2, axis=0) / n, mask=known)
+    tl.store(VAR + c, tl.div_rn(tl.sum(m2, axis=0), n), mask=known)
 
 
 @triton.jit
@@ -333,7 +326,7 @@ def _forward_whole(
         X, group, first, last, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
     mean = K + delta
-    var = m2 / count
+    var = tl.div_rn(m2, count)
     tl.store(MEAN + c, mean, mask=known)
     tl.store(VAR + c, var, mask=known)
     k = _optional(GAMMA, c, known, 1.0) * _deviation(var, eps)
@@ -410,7 +403,7 @@ def _backward_apply(
     if COEFFICIENTS is not None:
         shift = _spread(_load(COEFFICIENTS, c, known), PLANES)
         slope = _spread(_load(COEFFICIENTS + channels, c, known), PLANES)
-        dx = _fma(k, dz, _fma(slope, d, shift))
+        dx = fma(k, dz, fma(slope, d, shift))
     else:
         dx = k * dz
     if DX is not None:
@@ -448,7 +441,7 @@ def _backward_whole(
             dz = _dz(
                 DY, S, R, d, k[None, :], beta[None, :], i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty
             )  # fmt: skip
-            dx = _fma(k[None, :], dz, _fma(slope[None, :], d, shift[None, :]))
+            dx = fma(k[None, :], dz, fma(slope[None, :], d, shift[None, :]))
             tl.store(DX + i, cast(dx, DX.dtype.element_ty), mask=inside)
             if DR is not None:
                 tl.store(DR + i, cast(dz, DR.dtype.element_ty), mask=inside)

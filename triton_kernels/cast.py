@@ -5,11 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .launch import INTERPRETED
+from .arithmetic import IN_INTERPRETER
 
 __all__ = ["cast"]
-
-IN_INTERPRETER = tl.constexpr(INTERPRETED)
 
 
 @triton.jit

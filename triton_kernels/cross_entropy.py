@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import exp
 from .cast import cast
 from .loss import finish
 from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
@@ -117,7 +118,7 @@ def _backward(
     x = tl.load(X + at, mask=mask, other=0.0).to(tl.float32)
     m = tl.load(M + j, mask=inside, other=0.0)
     r = tl.load(R + j, mask=inside, other=0.0)
-    p = tl.exp(x - m[:, None] - r[:, None])
+    p = exp(x - m[:, None] - r[:, None])
     # S p - k, the class and the smoothing each for itself: with one class both are exactly 0.
     dx = (keep * a * dL)[:, None] * (p - tl.where(k[None, :] == t[:, None], 1.0, 0.0))
     if SMOOTH:
@@ -134,7 +135,7 @@ def upstream(DLOSS, TOTAL, j, counts, NONE: tl.constexpr, MEAN: tl.constexpr):
     else:
         dL = tl.load(DLOSS).to(tl.float32)
         if MEAN:
-            dL = dL / tl.load(TOTAL)
+            dL = tl.div_rn(dL, tl.load(TOTAL))
     return tl.where(counts, dL, 0.0)
 
 
@@ -189,7 +190,7 @@ def _probabilities_backward(
             k = start + tl.arange(0, BLOCK)
             at, mask = elements(base, inside, k, K, inner, STRIDED)
             k_sum += tl.sum(_weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH), axis=1)
-    dL = upstream(DLOSS, None, j, inside, NONE, False) / divisor
+    dL = tl.div_rn(upstream(DLOSS, None, j, inside, NONE, False), divisor)
     m = tl.load(M + j, mask=inside, other=0.0)
     r = tl.load(R + j, mask=inside, other=0.0)
     for start in range(0, K, BLOCK):
@@ -198,7 +199,7 @@ def _probabilities_backward(
         minus_log_p = r[:, None] - (tl.load(X + at, mask=mask, other=0.0).to(tl.float32) - m[:, None])
         if NEED_X:
             weights = _weights(Q, W, at, mask, k, K, keep, share, HAS_W, SMOOTH)
-            dx = dL[:, None] * (k_sum[:, None] * tl.exp(-minus_log_p) - weights)
+            dx = dL[:, None] * (k_sum[:, None] * exp(-minus_log_p) - weights)
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
         if NEED_Q:
             dq = (keep * dL)[:, None] * minus_log_p

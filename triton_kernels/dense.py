@@ -24,7 +24,8 @@ from torch import Tensor
 
 from . import activation as act
 from . import random
-from .cast import IN_INTERPRETER, cast
+from .arithmetic import IN_INTERPRETER
+from .cast import cast
 from .elementwise import _dropout, _pair
 from .launch import Block, first_block, is_wide, tuned, warps_of
 

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import log1p_unit
+from .arithmetic import exp
 from .cast import cast
 from .launch import Block, device_of, first_block, is_wide, tuned, warps_of
 
@@ -35,7 +36,7 @@ def _error(x, t, pi, a, KEY: tl.constexpr):
     elif KEY == "l1":
         return tl.abs(e)
     elif KEY == "smooth_l1":
-        c = tl.minimum(tl.maximum(e / a, -1.0), 1.0)
+        c = tl.minimum(tl.maximum(tl.div_rn(e, a), -1.0), 1.0)
         return c * (e - 0.5 * a * c)
     elif KEY == "huber":
         c = tl.minimum(tl.maximum(e, -a), a)
@@ -48,7 +49,7 @@ def _error(x, t, pi, a, KEY: tl.constexpr):
 @triton.jit
 def _softplus_of_minus(x):
     """log(1 + exp(-x)), without overflow."""
-    return tl.where(x < 0, -x, 0.0) + log1p_unit(tl.exp(-tl.abs(x)))
+    return tl.where(x < 0, -x, 0.0) + log1p_unit(exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -60,14 +61,14 @@ def _slope(x, t, pi, a, KEY: tl.constexpr):
     elif KEY == "l1":
         return tl.where(e > 0, 1.0, tl.where(e < 0, -1.0, 0.0))
     elif KEY == "smooth_l1":
-        return tl.where(e != e, e, tl.minimum(tl.maximum(e / a, -1.0), 1.0))
+        return tl.where(e != e, e, tl.minimum(tl.maximum(tl.div_rn(e, a), -1.0), 1.0))
     elif KEY == "huber":
         return tl.where(e != e, e, tl.minimum(tl.maximum(e, -a), a))
     else:
         tl.static_assert(KEY == "bce")
         # From σ(-|x|), so that neither tail cancels.
-        near_one = 1 / (1 + tl.exp(-tl.abs(x)))
-        small = tl.exp(-tl.abs(x)) * near_one
+        near_one = tl.div_rn(1.0, 1 + exp(-tl.abs(x)))
+        small = exp(-tl.abs(x)) * near_one
         left = small - t * (near_one * (pi - 1) + 1)  # σ(x) - t (1 + (π - 1) σ(-x))
         right = (1 - t) - (t * (pi - 1) + 1) * small  # (1 - t) - λ σ(-x)
         return tl.where(x < 0, left, right)
@@ -143,9 +144,9 @@ def _backward(
     if NONE:
         dR = tl.load(DLOSS + i, mask=inside, other=0.0).to(tl.float32)
     elif BY_TOTAL:
-        dR = tl.load(DLOSS).to(tl.float32) / tl.load(TOTAL)
+        dR = tl.div_rn(tl.load(DLOSS).to(tl.float32), tl.load(TOTAL))
     else:
-        dR = tl.load(DLOSS).to(tl.float32) / divisor
+        dR = tl.div_rn(tl.load(DLOSS).to(tl.float32), divisor)
     x = tl.load(X + i, mask=inside, other=0.0).to(tl.float32)
     t = tl.load(T + i, mask=inside, other=0.0).to(tl.float32)
     pi = _factor(PI, i, inside, pi_count, PI_MODE)

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import activation as act
-from .cast import IN_INTERPRETER, cast
+from .arithmetic import IN_INTERPRETER
+from .cast import cast
 from .dense import input_precision
 from .elementwise import _pair, _times
 from .launch import Block, first_block, tuned, warps_of

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .arithmetic import exp
 from .cast import cast
 from .launch import Block
 
@@ -63,7 +64,7 @@ def merge(x, m, s):
     """m = max x and s = Σ exp(x - m) after another block; and what x was shifted by: m, but 0 where m is still -inf."""
     m_new = tl.maximum(m, tl.max(x, axis=1))
     shift = tl.where(m_new == -INFINITY, 0.0, m_new)
-    s = s * tl.exp(m - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+    s = s * exp(m - shift) + tl.sum(exp(x - shift[:, None]), axis=1)
     return m_new, s, shift
 
 
@@ -77,12 +78,12 @@ def _forward(
         at, mask = elements(base, inside, tl.arange(0, BLOCK), K, inner, STRIDED)
         u = tl.load(X + at, mask=mask, other=-INFINITY).to(tl.float32)
         u = u - tl.max(u, axis=1)[:, None]
-        e = tl.exp(u)
+        e = exp(u)
         s = tl.sum(e, axis=1)
         if LOG:
             y = u - tl.log(s)[:, None]
         else:
-            y = e / s[:, None]
+            y = e * tl.div_rn(1.0, s)[:, None]
         tl.store(Y + at, cast(y, Y.dtype.element_ty), mask=mask)
     else:
         m = tl.full((P,), -INFINITY, dtype=tl.float32)
@@ -99,7 +100,7 @@ def _forward(
             if LOG:
                 y = u - tl.log(s)[:, None]
             else:
-                y = tl.exp(u) / s[:, None]
+                y = exp(u) * tl.div_rn(1.0, s)[:, None]
             tl.store(Y + at, cast(y, Y.dtype.element_ty), mask=mask)
 
 
@@ -114,7 +115,7 @@ def _backward(
         dy = tl.load(DY + at, mask=mask, other=0.0).to(tl.float32)
         y = tl.load(Y + at, mask=mask, other=0.0).to(tl.float32)
         if LOG:
-            dx = dy - tl.exp(y) * tl.sum(dy, axis=1)[:, None]
+            dx = dy - exp(y) * tl.sum(dy, axis=1)[:, None]
         else:
             dx = y * (dy - tl.sum(dy * y, axis=1)[:, None])
         tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
@@ -135,7 +136,7 @@ def _backward(
             dy = tl.load(DY + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
             y = tl.load(Y + at, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
             if LOG:
-                dx = dy - tl.exp(y) * total[:, None]
+                dx = dy - exp(y) * total[:, None]
             else:
                 dx = y * (dy - total[:, None])
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
