@@ -313,7 +313,7 @@ SPECIAL = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1.0, -1.0]
 def test_value_and_gradient_at_special_points_are_torchs(key: str, dtype: torch.dtype) -> None:
     """At infinities, NaN, ±0, the largest, smallest and denormal numbers and the kinks.
 
-    One at a time: ATen's vectorized loops on the CPU treat NaN otherwise than the rest of the same tensor, and than CUDA.
+    One at a time: ATen's vectorized loops on the CPU treat NaN otherwise than the rest of the same tensor and CUDA.
     """
     limits, p = torch.finfo(dtype), values(key)
     f = F.hardsigmoid if key == "hardsigmoid" else torch_activation(key)

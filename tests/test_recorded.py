@@ -86,7 +86,7 @@ def test_compiled_where_eager_mode_warns() -> None:
         lambda x, t: bpF.mse_loss(x, t),
         lambda x, t: bpF.l1_loss(x, x + 1, size_average=False),
     ):
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="dimension|target size|size_average"):
             expected = f(x, t)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
