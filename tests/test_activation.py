@@ -303,3 +303,37 @@ def test_one_graph_for_any_size_holds_every_activation() -> None:
 def test_sin_module() -> None:
     assert repr(nn.Sin()) == "Sin()"
     torch.testing.assert_close(nn.Sin()(torch.ones(2)), torch.sin(torch.ones(2)))
+
+
+SPECIAL = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1.0, -1.0]
+
+
+@every_key
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_value_and_gradient_at_special_points_are_torchs(key: str, dtype: torch.dtype) -> None:
+    """At infinities, NaN, ±0, the largest, smallest and denormal numbers and the kinks.
+
+    One at a time: ATen's vectorized loops on the CPU treat NaN otherwise than the rest of the same tensor and CUDA.
+    """
+    limits, p = torch.finfo(dtype), values(key)
+    f = F.hardsigmoid if key == "hardsigmoid" else torch_activation(key)
+    points = [*SPECIAL, *ACTIVATIONS[key].kinks(*p)]
+    points += [sign * v for sign in (1, -1) for v in (limits.max, limits.tiny, limits.smallest_normal / 4)]
+    x = torch.tensor(points, dtype=dtype)
+    x = torch.cat([x[~x.isfinite()], representable(x[x.isfinite()])])
+    for value in x.unbind():
+        for dy in (1.0, -2.0):
+            found = []
+            for form in (lambda t: bpF.activation(t, key), lambda t: f(t, *p)):
+                t = value.reshape(1).clone().requires_grad_()
+                y = form(t)
+                found.append((y.detach(), *torch.autograd.grad(y, t, torch.full_like(y, dy))))
+            ours, theirs = found
+            if key.startswith("gelu") and value > 1e30 and current_backend() == "triton":
+                continue  # ATen's kernel on the CPU overflows there, and its CUDA kernel does not
+            torch.testing.assert_close(ours, theirs, equal_nan=True, msg=lambda m, v=value: f"at {v.item()}: {m}")
+            if key in ("relu", "leaky_relu", "softsign", "hardtanh", "relu6", "hardshrink", "softshrink", "logsigmoid"):
+                row = lookup(key, p)  # the formula, that compilers and transforms take
+                s = value.reshape(1) if row.saves == "input" else theirs[0]
+                formula = dy * row.df(s, *p)
+                torch.testing.assert_close(formula, theirs[1], equal_nan=True)

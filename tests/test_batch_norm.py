@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from seeds import seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 import bp_torch.functional as bpF
 from bp_torch import nn
@@ -335,3 +336,36 @@ def test_third_derivative_equals_the_composed_formula() -> None:
         return g
 
     torch.testing.assert_close(third(ours), third(composed), rtol=1e-9, atol=1e-9)
+
+
+def test_buffers_may_move_between_two_calls_in_a_checkpoint() -> None:
+    """Given as arguments: torch's kernels move them without a change that autograd sees."""
+    mean, var = torch.zeros(3, dtype=widest()), torch.ones(3, dtype=widest())
+
+    def twice(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y = bpF.batch_norm(x, mean, var, training=True)
+        return bpF.batch_norm(y * x, mean, var, training=True)
+
+    x = torch.randn(4, 3, dtype=widest(), requires_grad=True)
+    (expected,) = torch.autograd.grad(twice(x, mean, var).square().sum(), x)
+    before = mean.clone()
+    y = checkpoint(twice, x, mean, var, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected)
+    assert not torch.equal(mean, before)
+    assert mean._version == 0
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_empty_inputs_that_torch_accepts(shape: tuple[int, ...], training: bool, affine: bool) -> None:
+    channels = shape[1] if len(shape) > 1 else 0
+    if channels == 0 and affine:
+        pytest.skip("torch reads an element of an empty weight")
+    found = []
+    for form in (bpF.batch_norm, F.batch_norm):
+        x = torch.empty(shape, requires_grad=True)
+        parameters = [torch.ones(channels, requires_grad=True) for _ in range(2)] if affine else []
+        y = form(x, None, None, *parameters, training=training)
+        found.append((y, torch.autograd.grad(y.sum(), [x, *parameters])))
+    torch.testing.assert_close(found[0], found[1])

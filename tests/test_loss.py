@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -530,3 +531,50 @@ def test_distributed_tensors(target: str) -> None:
         torch.testing.assert_close(sharded.grad.full_tensor(), whole.grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 2), (2, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("upstream", [math.inf, math.nan])
+def test_ignored_positions_have_no_gradient_whatever_comes_back(
+    loss: str, shape: tuple[int, ...], upstream: float
+) -> None:
+    """As when a gradient scaler overflows."""
+    t = torch.zeros((*shape[:1], *shape[2:]) if len(shape) > 1 else (), dtype=torch.int64)
+    t.view(-1)[0] = 1
+    x = torch.linspace(-1, 1, 3 * t.numel()).reshape(shape)
+    smoothing: dict[str, float]
+    for smoothing in ({}, {"label_smoothing": 0.1}) if loss == "cross_entropy" else ({},):
+        for ignored in (0, 1):
+            found = []
+            for module in (bpF, F):
+                given = x.clone().requires_grad_()
+                y = getattr(module, loss)(given, t, reduction="none", ignore_index=ignored, **smoothing)
+                dy = torch.where(t == ignored, upstream, 1.0)
+                found.append(torch.autograd.grad(y, given, dy)[0])
+            torch.testing.assert_close(found[0], found[1])
+            assert found[0].isfinite().all()
+
+
+@pytest.mark.one_backend("torch", "under transforms the formulas run")
+@pytest.mark.parametrize("weight", ["weight", "pos_weight"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("shape", [(3, 4), (3,), (3, 1)], ids=str)
+def test_bce_weights_in_transforms(weight: str, reduction: str, shape: tuple[int, ...]) -> None:
+    """There torch's operator is made of others, in all of which the weights are differentiable."""
+    x, t, w = torch.randn(3, 4).double(), torch.rand(3, 4).double(), torch.rand(shape).double()
+
+    def value(module: Any, x: Tensor, w: Tensor) -> Tensor:
+        form = module.binary_cross_entropy_with_logits
+        return torch.func.vmap(lambda x, t, w: form(x, t, reduction=reduction, **{weight: w}).sum())(x, t, w).sum()
+
+    for transform in (
+        lambda f: torch.func.grad(f, (0, 1))(x, w),
+        lambda f: torch.func.jacfwd(f, (0, 1))(x, w),
+        lambda f: torch.func.hessian(f, (0, 1))(x, w),
+        lambda f: torch.autograd.grad(f(*(leaves := [x.clone().requires_grad_(), w.clone().requires_grad_()])), leaves),
+    ):
+        ours, theirs = transform(lambda *given: value(bpF, *given)), transform(lambda *given: value(F, *given))
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError, match="expected a constant"):
+        bpF.binary_cross_entropy_with_logits(x[0], t[0], **{weight: torch.rand(4, requires_grad=True).double()})

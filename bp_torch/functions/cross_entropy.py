@@ -160,8 +160,9 @@ def _backward(
         return dx, None, None, None, None, None
     counts, index = counted(t, ctx.ignore_index, c)
     one = torch.ones((), dtype=r.dtype, device=r.device)
-    share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)  # an ignored position has no gradient
-    dL = None if dloss is None else (wide(dloss) * share).unsqueeze(c)
+    share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
+    # An ignored position has no gradient, whatever dloss is.
+    dL = None if dloss is None else torch.where(counts, wide(dloss) * share, 0.0).unsqueeze(c)
     if dL is None:
         dx = None if dr is None else dr * (wide(x) - m - r).exp()
         return dx if dx is None else dx.to(x.dtype), None, None, None, None, None

@@ -79,7 +79,8 @@ class NLLLossFunction(Function):
         counts, index = counted(t, ctx.ignore_index, c)
         one = torch.ones((), dtype=total.dtype, device=total.device)
         share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
-        k_t = (weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)).unsqueeze(c)
+        k_t = weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)
+        k_t = torch.where(counts, k_t, 0.0).unsqueeze(c)  # whatever dloss is
         if fast:
             dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(c, index, -k_t.to(ctx.dtype))
         else:
