@@ -104,6 +104,15 @@ class NaNSwallowed(ReLU):
         return torch.where(x > 0, x, torch.zeros_like(x))
 
 
+class KeepsOutput(ReLU):
+    """The output is kept for forward mode as well, which holds it where an exception ends the call."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+
 class DenseStrides(ReLU):
     """Backward reads its upstream gradient as a kernel does that is handed a pointer: row by row, without strides."""
 
@@ -360,7 +369,7 @@ class Gate(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
         s = torch.sigmoid(w)
-        dx = dy * s if ctx.needs_input_grad[0] else None
+        dx = dy * s if ctx.needs_input_grad[0] or torch.compiler.is_compiling() else None
         return dx, (dy * x * s * (1 - s)).sum(0)
 
 
@@ -373,6 +382,36 @@ class GateFrozen(Gate):
         s = torch.sigmoid(w)
         dx = dy * s if ctx.needs_input_grad[0] else torch.zeros_like(x)
         return dx, (dx * x * (1 - s)).sum(0)
+
+
+class Scale(Function):
+    """y = x w; while compiling no gradient is left out."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        need_x, need_w = (need or torch.compiler.is_compiling() for need in ctx.needs_input_grad)
+        return dy * w if need_x else None, (dy * x).sum(0) if need_w else None
+
+
+class TrustsNeeds(Scale):
+    """Gradients are left out where Dynamo says that nobody needs them."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad
+        return dy * w if need_x else None, (dy * x).sum(0) if need_w else None
 
 
 class Lookup(nn.Module):

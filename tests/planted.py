@@ -18,6 +18,7 @@ from defects import (
     Gate,
     GateFrozen,
     Int32Offsets,
+    KeepsOutput,
     KeepsUnsaved,
     LastBlockDropped,
     Linear,
@@ -30,8 +31,10 @@ from defects import (
     RightBatchNorm,
     RowScale,
     SavedIntermediate,
+    Scale,
     Softplus,
     Square,
+    TrustsNeeds,
     breaks_graph,
     one_pass,
     two_pass,
@@ -110,6 +113,12 @@ PLANTED: dict[str, Planted] = {
     ),
     "weight gradient wrong when the input is frozen": Planted(
         GateFrozen, Gate, (t(4, 5), t(5, seed=1)), "frozen", "w alone needs a gradient", shape=(1, 5),
+    ),
+    "gradient left out under a compiled transform": Planted(
+        TrustsNeeds, Scale, (t(4, 5), t(5, seed=1)), "compiled-transforms", "is_compiling()",
+    ),
+    "output kept for forward mode": Planted(
+        KeepsOutput, ReLU, (t(4, 5),), "leaks", "checkpointed, each call leaves",
     ),
     "parameter missing from state_dict": Planted(ForgetsState(), Lookup(), (t(4, 5),), "state-dict", "leaves"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""torch.func inside torch.compile: the derivatives of each Function are those that it has uncompiled.
+"""Derivatives inside and of compiled code: those of each Function are what they are uncompiled, or are refused.
 
 Dynamo's own trace of a Function tells it that nothing needs a gradient where a transform differentiates, and records no
 graph in its backward.
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from test_contracts import FUNCTIONS, outputs, scalar
+from test_contracts import leaves, outputs, run, scalar
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -64,15 +64,101 @@ def derivatives(case: Case) -> Callable[..., dict[str, Any]]:
 
 
 def representatives() -> list[Case]:
-    """Of each Function two cases, the first and the last; of each activation's row one would test the row alone."""
-    of_function = {function: [case for case in CASES if case.function == function] for function in FUNCTIONS}
-    ends = [{cases[0].name: cases[0], cases[-1].name: cases[-1]} for cases in of_function.values()]
-    return [case for cases in ends for case in cases.values()]
+    """Of each Function the last case, which has the most parts."""
+    return list({case.function: case for case in CASES}.values())
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("case", representatives(), ids=str)
-def test_compiled_derivatives(case: Case, backend: str) -> None:
+each_function = pytest.mark.parametrize("case", representatives(), ids=lambda case: case.function)
+
+
+@pytest.mark.contract("compile")
+@each_function
+def test_compiled_derivatives(case: Case) -> None:
+    """All in one graph, because compiling takes the time."""
+    f = derivatives(case)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*case.inputs()), f(*case.inputs()))
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["dense-gelu-dropout-residual", "linear"])
+def test_compiled_derivatives_by_other_compilers(name: str, backend: str) -> None:
+    case = next(case for case in CASES if case.name == name)
     f = derivatives(case)
     compiled = torch.compile(f, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(*case.inputs()), f(*case.inputs()))
+
+
+@pytest.mark.contract("compile")
+@each_function
+def test_gradient_penalty_of_compiled_code(case: Case) -> None:
+    """Right where autograd runs what Dynamo found, and refused where AOTAutograd made one operator of it."""
+
+    def penalty(f: Callable[..., Any]) -> tuple[Tensor | None, ...]:
+        inputs = leaves(case)
+        first = torch.autograd.grad(scalar(f)(*inputs), inputs, create_graph=True)
+        return torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
+
+    compiled = torch.compile(case.ours, fullgraph=True, backend="eager")
+    torch.testing.assert_close(penalty(compiled), penalty(case.ours))
+    torch._dynamo.reset()
+    compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        penalty(compiled)
+
+
+def test_compiled_training_step_of_a_model() -> None:
+    """By torch.func, and by a captured model's input: parameters of the last layer, and of batch norm."""
+    model = torch.nn.Sequential(bp_torch.nn.Linear(3, 4), bp_torch.nn.BatchNormAct1d(4, activation="tanh"))
+    model.append(bp_torch.nn.Linear(4, 2))
+    x, t = torch.randn(6, 3), torch.tensor([0, 1, 1, 0, 1, 0])
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def step(parameters: dict[str, Tensor], x: Tensor) -> tuple[Any, Tensor]:
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            return bpF.cross_entropy(torch.func.functional_call(model, parameters, (x,)), t)
+
+        return grad(loss)(parameters), grad(lambda x: model.eval()(x).square().sum())(x)
+
+    expected = step(parameters, x)
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(step, backend=backend)(parameters, x), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_transform_outside_of_compiled_code(backend: str) -> None:
+    x, W = torch.randn(4, 3), torch.nn.Parameter(torch.randn(2, 3))
+
+    def f(x: Tensor) -> Tensor:
+        return bpF.linear(x, W).sin().sum()
+
+    compiled = torch.compile(f, backend=backend)
+    if backend == "eager":
+        torch.testing.assert_close(grad(compiled)(x), grad(f)(x))
+    else:
+        with pytest.raises(Exception, match=r"Calling torch.func.grad\(compiled_fn\) function from eager mode"):
+            grad(compiled)(x)
+
+
+def test_sizes_stay_symbols() -> None:
+    """Whatever a Function does with a size, another size needs no other graph."""
+    for case in representatives():
+        if case.batch_dim is None or not case.empty:
+            continue
+        torch._dynamo.reset()
+        x, *others = leaves(case)
+        x = torch.cat([x, x, x], case.batch_dim).detach().requires_grad_()
+        torch._dynamo.mark_dynamic(x, case.batch_dim)  # an error where the size became a constant
+        run(torch.compile(case.ours, fullgraph=True, backend="aot_eager"), (x, *others))
+
+
+def test_compiled_code_notices_the_batch_invariant_mode() -> None:
+    x, W = torch.randn(4, 3), torch.randn(2, 3)
+    compiled = torch.compile(lambda x: bpF.linear(x, W), backend="aot_eager", fullgraph=True)
+    compiled(x)
+    with (
+        bp_torch.batch_invariant(),
+        pytest.raises(Exception, match=r"batch_invariant\(\): expected ordinary tensors in eager mode"),
+    ):
+        compiled(x)

@@ -21,6 +21,8 @@ from torch.autograd import gradcheck
 import bp_torch
 import bp_torch.functional as bpF
 from bp_torch import nn
+from bp_torch.functions.function import call
+from bp_torch.functions.sync_batch_norm import SyncStatisticsFunction
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 ROWS = {"two": (3, 5), "three": (2, 1, 4), "one-is-empty": (4, 0, 3), "one-row-each": (1, 1)}
@@ -258,3 +260,25 @@ def compiled_whole(rank: int, world: int) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_with_full_graph(tmp_path: Path) -> None:
     run_in_group(compiled_whole, 2, tmp_path)
+
+
+def compiled_derivatives(rank: int, world: int) -> None:
+    x = data((2, 3), seed=3)[0][rank]
+
+    def f(x: Tensor) -> Tensor:
+        mean, var, _ = call(SyncStatisticsFunction, x, None)
+        return (mean * var).sin().sum()
+
+    def derivatives(x: Tensor) -> tuple[Any, ...]:
+        return torch.func.grad(f)(x), torch.func.jvp(f, (x,), (torch.cos(x),))
+
+    expected = derivatives(x)
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        compiled = torch.compile(derivatives, backend=backend, fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.one_backend("torch", "while compiling, the torch formulas run whatever the backend")
+def test_compiled_derivatives_of_the_statistics(tmp_path: Path) -> None:
+    run_in_group(compiled_derivatives, 2, tmp_path)

@@ -29,7 +29,7 @@ class AllReduceFunction(Function):
         if torch.compiler.is_compiling():
             from torch.distributed import _functional_collectives as collectives
 
-            return collectives.all_reduce(t, "sum", group or dist.group.WORLD)
+            return collectives.all_reduce(t, "sum", _named(group))
         dist.all_reduce(t, group=group)
         return t
 
@@ -46,14 +46,18 @@ class AllReduceFunction(Function):
         return call(AllReduceFunction, tt, ctx.group)
 
 
+def _named(group: Any) -> Any:
+    """The group for torch's functional collectives, which compilers can trace; they have no default."""
+    return dist.group.WORLD if group is None else group
+
+
 def _gathered(own: Tensor, group: Any) -> Tensor:
     """Each rank's tensor, in a new first dimension."""
     world = dist.get_world_size(group)
     if torch.compiler.is_compiling():
         from torch.distributed import _functional_collectives as collectives
 
-        parts = collectives.all_gather_tensor(own, 0, group or dist.group.WORLD)
-        return parts.reshape(world, *own.shape)
+        return collectives.all_gather_tensor(own, 0, _named(group)).reshape(world, *own.shape)
     parts = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(parts, own, group=group)
     return torch.stack(parts)

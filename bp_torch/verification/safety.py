@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
+from ..backends import current_backend
 from .context import Context
 from .numeric import difference, same_bits
 from .registry import Failed, NotApplicable, check, describe
@@ -194,3 +199,55 @@ def checkpointed(c: Context) -> str | None:
                     c.given,
                 )
     return None
+
+
+@check(
+    "leaks",
+    "a forward and backward leave no memory behind, checkpointed or not, before Python's collector runs",
+    "memory grows with every step until the run is killed",
+    gradients=True,
+    shrinks=False,
+)
+def leaks(c: Context) -> str | None:
+    if current_backend() == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        raise NotApplicable("Triton's interpreter leaves cycles of its own to Python's collector")
+    s = c.subject
+    at, leaves = s.leaves(c.given)
+
+    def step(call: Callable[..., Any]) -> None:
+        roots = differentiable(call())
+        torch.autograd.backward(roots, upstream(roots))
+        for leaf in leaves:
+            leaf.grad = None
+
+    ways: dict[str, Callable[[], Any]] = {
+        "": lambda: s.call(at),
+        "checkpointed, ": lambda: checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False),
+    }
+    for how, call in ways.items():
+        count = 5
+        left = growth(lambda call=call: step(call), count) // count  # type: ignore[misc]
+        if left > 0:
+            hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
+            raise Failed(f"{how}each call leaves {left} bytes behind{hint if how else ''}", c.example(c.given))
+    return None
+
+
+def growth(step: Callable[[], None], count: int) -> int:
+    """Bytes of tensors that ``count`` calls leave behind, on the CPU and on the GPU, without Python's collector."""
+    for _ in range(2):
+        step()
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+    try:
+        with profile(use_kineto=False, profile_memory=True) as profiled:
+            for _ in range(count):
+                step()
+        events = profiled.function_events or ()
+        on_gpu = (torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0) - on_gpu
+        return sum(event.self_cpu_memory_usage for event in events) + on_gpu
+    finally:
+        if enabled:
+            gc.enable()

@@ -83,6 +83,81 @@ def _by_itself(c: Context, compiled: Any) -> str:
     return f"backend {c.compiler}, which draws other random numbers: gradients against numerical ones"
 
 
+@check(
+    "compiled-transforms",
+    "torch.func's grad, jvp and vmap(grad) inside torch.compile give what they give uncompiled, or are refused",
+    "a compiled functional training step, saliency map or Jacobian gets gradients of zero, without an error",
+    gradients=True,
+    shrinks=False,
+)
+def compiled_transforms(c: Context) -> str | None:
+    s = c.subject
+    if c.random:
+        raise NotApplicable("random numbers differ from one call after another")
+    floats, first = c.given.floats, s.wanted[0]
+    captured = [torch.nn.Parameter(t.clone(), requires_grad=k in s.wanted) for k, t in enumerate(floats)]
+    count = len(floats) - len(c.given.parameters)
+    function = _flat(s.module if s.module is not None else s.function, s.in_place)
+    places = [i for i, t in enumerate(c.given.inputs) if is_float(t)]
+    others = [None if is_float(t) else t for t in c.given.inputs]
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        inputs = list(others)
+        for i, t in zip(places, given[:count], strict=True):
+            inputs[i] = t
+        args = tree_unflatten(inputs, s.spec)
+        if s.module is None:
+            return list(function(*args))
+        state = {name: b.clone() for name, b in s.buffers.items()}
+        state |= dict(zip(s.parameter_names, given[count:], strict=True))
+        ys = torch.func.functional_call(s.module, state, args)
+        return [y for y in tree_leaves(ys) if isinstance(y, Tensor)]
+
+    def loss(*wanted: Tensor) -> Tensor:  # of the wanted tensors, all else constant
+        given = [t.detach() for t in floats]
+        for k, t in zip(s.wanted, wanted, strict=True):
+            given[k] = t
+        return sum_of(run(given))
+
+    def loss_of_first(t: Tensor) -> Tensor:  # beside parameters that autograd tracks
+        return sum_of(run([t if k == first else p for k, p in enumerate(captured)]))
+
+    def sum_of(ys: list[Tensor]) -> Tensor:
+        return torch.stack([torch.sin(0.7 * y).sum() for y in ys if y.is_floating_point()]).sum()
+
+    everything = tuple(range(len(s.wanted)))
+    at = tuple(floats[k] for k in s.wanted)
+    ways: dict[str, tuple[Any, tuple[Tensor, ...]]] = {
+        "grad": (grad(loss, everything), at),
+        "grad beside captured parameters": (lambda t: (grad(loss_of_first)(t),), (floats[first],)),
+        "jvp": (lambda *t: torch.func.jvp(loss, t, tuple(torch.cos(one) for one in t)), at),
+        "vmap(grad)": (lambda t: (vmap(grad(loss_of_first))(torch.stack([t, t])),), (floats[first],)),
+    }
+    refused = []
+    for name, (f, point) in ways.items():
+        c.subject.clock.tick()
+        torch._dynamo.reset()
+        try:
+            s.sow()
+            expected = f(*point)
+            got = torch.compile(f, backend=c.compiler, fullgraph=True)(*point)
+        except Exception:
+            refused.append(name)  # an error is no wrong number; that of the subject alone is told by other checks
+            continue
+        finally:
+            torch._dynamo.reset()
+        if (wrong := difference(list(got), list(expected))) is not None:
+            raise Failed(
+                f"{name} inside torch.compile is {wrong}; Dynamo may tell needs_input_grad False where a transform"
+                " differentiates: compute each gradient where needs_input_grad or torch.compiler.is_compiling() says"
+                " so, or keep the Function whole by torch.compiler.allow_in_graph",
+                c.example(c.given),
+            )
+    if len(refused) == len(ways):
+        raise NotApplicable("refused: torch.func inside torch.compile")
+    return f"backend {c.compiler}" + (f"; refused: {', '.join(refused)}" if refused else "")
+
+
 def _flat(function: Any, in_place: bool) -> Any:
     def flat(*inputs: Any) -> list[Tensor]:
         if in_place:
