@@ -23,6 +23,8 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
+from . import settings
+
 __all__ = ["NARROW", "PLAIN", "Function", "call", "is_ordinary", "is_plain", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -44,6 +46,8 @@ class Function(torch.autograd.Function):
 
     generate_vmap_rule = True
     with_jvp: ClassVar[type[torch.autograd.Function]]
+    kept: ClassVar[type[Function] | None] = None
+    """What :func:`settings.keeping` made of it."""
     apply_plainly: ClassVar[Callable[..., Any]]
     """The C++ entry point that ``apply`` calls last."""
     apply_in_reverse: ClassVar[Callable[..., Any]]
@@ -61,6 +65,9 @@ class Function(torch.autograd.Function):
             members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
             in_reverse = type(cls.__name__, (cls,), members)
             cls.apply_in_reverse = _entry_point(in_reverse)
+
+
+settings.run_as_it_is(Function.__init_subclass__)
 
 
 def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -96,6 +103,8 @@ def call(function: type[Function], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
+    if settings.were_set:
+        function = settings.keeping(function)
     if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
