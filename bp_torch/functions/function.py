@@ -136,8 +136,9 @@ def _apply(function: type[Function], args: tuple[Any, ...]) -> Any:
     if not _are_functorch_transforms_active():
         return function.apply_plainly(*[unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args])
     # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
-    # for every custom Function. The operators of ``forward`` have their own rules, which nest.
-    if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
+    # for every custom Function, and functionalize takes none. The operators of ``forward`` have their own rules.
+    levels = [level.key() for level in get_interpreter_stack() or ()]
+    if levels.count(TransformType.Jvp) > 1 or TransformType.Functionalize in levels:
         return function.forward(*args)
     return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
 
