@@ -11,8 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .functions import settings
 from .functions.function import is_ordinary, is_plain
+from .functions.settings import Setting, Settings
 
 __all__ = [
     "backend",
@@ -43,9 +44,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-# One setting for the process: backward runs in threads of the autograd engine, which see no thread's own.
-_current = _checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND")
-_batch_invariant = False
+settings.default = Settings(_checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND"), False)
 _package: ModuleType | None = None
 _unusable: str | None = None
 _warned: set[str] = set()
@@ -53,33 +52,26 @@ _warned: set[str] = set()
 
 def current_backend() -> str:
     """``"auto"``, ``"torch"`` or ``"triton"``."""
-    return _current
+    return settings.current().backend if settings.were_set else settings.default.backend
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> Setting:
     """Choose the implementation inside a ``with`` block, or of a decorated function.
 
     Args:
         name: ``"auto"``, kernels where they can run; ``"torch"``, never; ``"triton"``, as auto, with one warning that
             says why where they cannot run.
 
-    The environment variable ``BP_TORCH_BACKEND`` sets the default. The setting is the process's, and is read in forward
-    and in backward alike.
+    The environment variable ``BP_TORCH_BACKEND`` sets the default. The setting is that of the thread or the task of
+    asyncio; a new thread begins with the default. Backward runs by the setting of its forward.
 
     Raises:
         ValueError: another name.
     """
-    global _current
-    before, _current = _current, _checked(name, "backend()")
-    try:
-        yield
-    finally:
-        _current = before
+    return Setting("backend", backend=_checked(name, "backend()"))
 
 
-@contextmanager
-def batch_invariant() -> Iterator[None]:
+def batch_invariant() -> Setting:
     """Inside a ``with`` block, or a decorated function: a row's result has the same bits whatever the batch around it.
 
     So that a sample's prediction does not depend on which others were sent along, nor a policy's log-probabilities on
@@ -94,35 +86,37 @@ def batch_invariant() -> Iterator[None]:
     Not covered, because a row's result is defined by the whole batch or by its place in it: batch norm in training,
     losses that are reduced, dropout's masks, and the gradients of parameters, which are sums over rows.
 
-    The setting is the process's. Under torch.func transforms and torch.compile, dense layers and activations raise a
-    RuntimeError, because the order of sums is not this package's there.
+    The setting is that of the thread or the task, as :func:`backend`'s. Under torch.func transforms and torch.compile,
+    dense layers and activations raise a RuntimeError, because the order of sums is not this package's there. Compilers
+    tell threads apart, and not the tasks of one thread: what one task has compiled while another was inside a block
+    does not notice that it is called there.
     """
-    global _batch_invariant
-    before, _batch_invariant = _batch_invariant, True
-    try:
-        yield
-    finally:
-        _batch_invariant = before
+    return Setting("batch_invariant", batch_invariant=True)
 
 
 def is_batch_invariant() -> bool:
     """Whether :func:`batch_invariant` is on."""
-    return _batch_invariant
+    if not settings.were_set:
+        return False
+    if torch.compiler.is_compiling():
+        return settings.batch_invariant_while_compiling()
+    return settings.current().batch_invariant
 
 
 def kernels(*tensors: Tensor | None) -> ModuleType | None:
     """The package of kernels if it shall run for these tensors now, else None."""
-    if _current == "torch":
+    name = settings.current().backend if settings.were_set else settings.default.backend
+    if name == "torch":
         return None
     first = next(t for t in tensors if t is not None)
-    if _current == "auto" and not first.is_cuda:
+    if name == "auto" and not first.is_cuda:
         return None
     if not is_ordinary(*tensors):
         return None
     reason = _refusal(first, tensors)
     if reason is None:
         return _package
-    if _current == "triton" and reason not in _warned:
+    if name == "triton" and reason not in _warned:
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
@@ -130,9 +124,10 @@ def kernels(*tensors: Tensor | None) -> ModuleType | None:
 
 def plain_kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
     """:func:`kernels`, where besides no derivative is being taken: see :func:`functions.function.is_plain`."""
-    if torch.compiler.is_compiling() or _current == "torch":
+    if torch.compiler.is_compiling():
         return None
-    if _current == "auto" and not first.is_cuda:
+    name = settings.current().backend if settings.were_set else settings.default.backend
+    if name == "torch" or (name == "auto" and not first.is_cuda):
         return None  # first, because it takes less time than the rest
     return kernels(first, *others) if is_plain(first, *others) else None
 

@@ -16,6 +16,9 @@ from test_contracts import leaves, outputs, run, scalar
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+import bp_torch
+import bp_torch.functional as bpF
+
 ONE_BACKEND = "while compiling, the torch formulas run whatever the backend"
 
 Transform = Callable[[Callable[..., Any], tuple[Tensor, ...]], Any]

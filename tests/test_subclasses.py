@@ -89,6 +89,21 @@ def test_a_subclass_draws_torchs_mask(name: str) -> None:
         getattr(bpF, name)(x.as_subclass(Knowing), 0.5, True, generator=torch.Generator())
 
 
+@pytest.mark.one_backend("torch", "a transform runs the formulas")
+@pytest.mark.parametrize("name", FORMS)
+def test_functionalize(name: str) -> None:
+    """torch takes no custom Function there."""
+    x = t(4, 5, seed=3)
+
+    def loss(x: Tensor) -> Tensor:
+        return torch.func.functionalize(FORMS[name])(x).square().sum()
+
+    torch.testing.assert_close(torch.func.functionalize(FORMS[name])(x), FORMS[name](x))
+    expected = torch.func.grad(lambda x: FORMS[name](x).square().sum())(x)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)
+    torch.testing.assert_close(torch.func.functionalize(torch.func.grad(loss))(x), expected)
+
+
 class Functions(TorchFunctionMode):
     def __init__(self) -> None:
         self.seen: list[Any] = []

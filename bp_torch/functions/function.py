@@ -23,6 +23,8 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled,
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 
+from . import settings
+
 __all__ = ["NARROW", "PLAIN", "Function", "call", "is_exported", "is_ordinary", "is_plain", "no_view", "wide"]
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -45,6 +47,8 @@ class Function(torch.autograd.Function):
 
     generate_vmap_rule = True
     with_jvp: ClassVar[type[Function]]
+    kept: ClassVar[type[Function] | None] = None
+    """What :func:`settings.keeping` made of it."""
     apply_in_forward: ClassVar[Callable[..., Any]]
     """The C++ entry point that ``with_jvp.apply`` calls last, for both modes."""
     apply_in_reverse: ClassVar[Callable[..., Any]]
@@ -89,6 +93,9 @@ class Function(torch.autograd.Function):
 _FUNCTIONS: list[type[Function]] = []
 
 
+settings.run_as_it_is(Function.__init_subclass__)
+
+
 def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """The C++ function that ``function.apply`` calls last."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # torch's stub of the base lacks it
@@ -129,6 +136,8 @@ def call(function: type[Function], *args: Any) -> Any:
     if torch.compiler.is_compiling():
         # An exported graph holds operators, and no Function.
         return function.forward(*args) if torch.compiler.is_exporting() else _call_compiled(function, args)
+    if settings.were_set:
+        function = settings.keeping(function)
     if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
@@ -196,8 +205,9 @@ def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
     if not _are_functorch_transforms_active():
         return _call_plainly(function, args)
     # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
-    # for every custom Function. The operators of ``forward`` have their own rules, which nest.
-    if sum(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()) > 1:
+    # for every custom Function, and functionalize takes none. The operators of ``forward`` have their own rules.
+    levels = [level.key() for level in get_interpreter_stack() or ()]
+    if levels.count(TransformType.Jvp) > 1 or TransformType.Functionalize in levels:
         return function.forward(*args)
     return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
 

@@ -1,0 +1,179 @@
+"""The settings of :mod:`bp_torch.backends`, which belong to a context: a thread, or a task of asyncio.
+
+A thread begins with the default; a task, and what ``asyncio.to_thread`` runs, with the setting where it was started.
+Backward runs in whatever thread the autograd engine has: a Function keeps what its forward had (:func:`keeping`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch._C._dynamo import eval_frame
+
+__all__ = ["Setting", "Settings", "batch_invariant_while_compiling", "current", "default", "keeping", "run_as_it_is"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run_as_it_is(function: Any) -> None:
+    """Dynamo does not compile a call of ``function`` from a frame that it has left, where it would take itself to be
+    compiling; what it traces from its own frames stays as it is. ``torch.compiler.disable`` would import Dynamo.
+    """
+    skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+    eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, default))
+
+
+class Settings(NamedTuple):
+    backend: str
+    batch_invariant: bool
+    before: Settings | None = None
+    """What the end of the block goes back to."""
+
+
+default = Settings("auto", False)
+"""Where nothing is set; :mod:`bp_torch.backends` reads it from the environment."""
+were_set = False
+"""Whether a block was ever entered; until then nobody need look further."""
+batch_invariant_is_open = False
+"""Whether a block of ``batch_invariant()`` is open anywhere."""
+
+_settings: ContextVar[Settings | None] = ContextVar("bp_torch", default=None)
+_lock = threading.Lock()
+_open_blocks = 0
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:  # the object's own, or compilers would not guard on them
+        self.open_blocks = 0
+        self.batch_invariant_is_open = False
+
+
+_thread = _Thread()
+
+
+def current() -> Settings:
+    """This context's settings."""
+    settings = _settings.get()
+    if settings is None and torch._C._is_key_in_tls("context"):
+        # A thread of the autograd engine: torch.autograd leaves the context that asked for the gradients here.
+        context = torch._C._get_obj_in_tls("context")
+        settings = context.get(_settings) if isinstance(context, Context) else None
+    return default if settings is None else settings
+
+
+def batch_invariant_while_compiling() -> bool:
+    """Guards cannot see a context. They see whether a block is open somewhere, and whether in this thread."""
+    return _batch_invariant_now(batch_invariant_is_open, _thread.batch_invariant_is_open)
+
+
+def _batch_invariant_now(*_guarded: bool) -> bool:
+    return current().batch_invariant
+
+
+# What torch.compiler.assume_constant_result sets, which imports Dynamo.
+_batch_invariant_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class Setting:
+    """A ``with`` block, as often entered as one likes, in any thread or task; or a decorator of a function."""
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        self.name, self.changes = name, changes
+
+    def __enter__(self) -> None:
+        global were_set
+        if torch.compiler.is_compiling():  # whose graphs run the formulas, whatever the backend
+            if self.changes.get("batch_invariant"):
+                raise RuntimeError("batch_invariant(): expected eager mode, got a compiler, which orders sums itself")
+            return
+        were_set = True
+        self._count(1)
+        before = current()
+        _settings.set(before._replace(**self.changes, before=before))
+
+    def __exit__(self, *exception: object) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._count(-1)
+        settings = _settings.get()
+        _settings.set(settings and settings.before)
+
+    def _count(self, by: int) -> None:
+        global _open_blocks, batch_invariant_is_open
+        if self.changes.get("batch_invariant"):
+            with _lock:
+                _open_blocks += by
+                batch_invariant_is_open = _open_blocks > 0
+                _thread.open_blocks += by
+                _thread.batch_invariant_is_open = _thread.open_blocks > 0
+
+    def __call__(self, function: F) -> F:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{self.name}(): expected a function to decorate, got a generator, which runs in pieces: write 'with' "
+                "into it"
+            )
+
+        name, changes = self.name, self.changes  # Dynamo enters a block that it saw begin
+
+        @wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with Setting(name, **changes):
+                return function(*args, **kwargs)
+
+        @wraps(function)
+        async def within_task(*args: Any, **kwargs: Any) -> Any:
+            with Setting(name, **changes):
+                return await function(*args, **kwargs)
+
+        return within_task if inspect.iscoroutinefunction(function) else within  # type: ignore[return-value]
+
+
+@contextmanager
+def _as(settings: Settings) -> Iterator[None]:
+    token = _settings.set(settings)
+    try:
+        yield
+    finally:
+        _settings.reset(token)
+
+
+def keeping(function: Any) -> Any:
+    """``function``, or where settings differ from the default its subclass whose backward runs by those of forward."""
+    if current()[:2] == default[:2]:
+        return function
+    if function.kept is None:
+        function.kept = _keeping(function)
+    return function.kept
+
+
+def _keeping(function: Any) -> Any:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.settings = current()
+        function.setup_context(ctx, inputs, output)
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        with _as(ctx.settings):
+            return function.backward(ctx, *gradients)
+
+    def forward_and_save(ctx: Any, *args: Any) -> Any:
+        ctx.settings = current()
+        return function.forward_and_save(ctx, *args)
+
+    members = {"setup_context": setup_context, "backward": backward}
+    if hasattr(function, "forward_and_save"):
+        members["forward_and_save"] = forward_and_save
+    members["jvp_rule"] = function.jvp_rule
+    static = {name: staticmethod(member) for name, member in members.items()}
+    return type(function)(function.__name__, (function,), {**static, "__module__": function.__module__})
+
+
+for _function in (Setting.__enter__, Setting.__exit__, current, keeping, _keeping):
+    run_as_it_is(_function)
