@@ -105,6 +105,8 @@ def is_batch_invariant() -> bool:
 
 def kernels(*tensors: Tensor | None) -> ModuleType | None:
     """The package of kernels if it shall run for these tensors now, else None."""
+    if torch.compiler.is_compiling():
+        return None  # before the setting, which compilers cannot read
     name = settings.current().backend if settings.were_set else settings.default.backend
     if name == "torch":
         return None

@@ -220,3 +220,22 @@ def test_rows_are_the_same_while_another_thread_leaves() -> None:
         with bp_torch.batch_invariant():
             pass
         assert torch.equal(bpF.linear(x, W)[:1], bpF.linear(x[:1], W))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        bp_torch.nn.Dropout(0.5), bp_torch.nn.AlphaDropout(0.5), bp_torch.nn.Dense(4, 4, dropout=0.5),
+        bp_torch.nn.Residual(torch.nn.Identity(), dropout=0.5), bp_torch.nn.BatchNormAct1d(4, dropout=0.5),
+        bp_torch.nn.MLP(4, [8], 4, dropout=0.5), bp_torch.nn.CrossEntropyLoss(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_layers_that_draw_or_choose_compile_whole_once_a_setting_was_used(layer: torch.nn.Module) -> None:
+    with bp_torch.backend("torch"):
+        pass
+    x = torch.randn(6, 4, requires_grad=True)
+    inputs = (x, torch.tensor([0, 1, 2, 3, 0, 1])) if isinstance(layer, torch.nn.CrossEntropyLoss) else (x,)
+    torch.compile(layer, fullgraph=True, backend="aot_eager")(*inputs).sum().backward()
+    assert x.grad is not None
