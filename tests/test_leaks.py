@@ -32,9 +32,10 @@ def steps(f: Callable[..., Any], inputs: tuple[torch.Tensor, ...], checkpointed:
 
 @pytest.mark.contract("checkpoint")
 @every_case
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_memory_is_flat(case: Case, checkpointed: bool) -> None:
-    assert growth(steps(case.ours, leaves(case, torch.float32), checkpointed), 20) == 0
+def test_memory_is_flat(case: Case) -> None:
+    """To the byte, so that few steps are as telling as many."""
+    for checkpointed in (False, True):
+        assert growth(steps(case.ours, leaves(case, torch.float32), checkpointed), 5) == 0
 
 
 @pytest.mark.parametrize("collector", [False, True])

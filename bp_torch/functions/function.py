@@ -142,7 +142,17 @@ def call(function: type[Function], *args: Any) -> Any:
         return _call_specially(function, args)
     # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
     given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
-    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_in_forward)(*given)
+    return (function.apply_in_reverse if forward_ad._current_level < 0 else _entry(function, given))(*given)
+
+
+def _entry(function: type[Function], args: list[Any]) -> Callable[..., Any]:
+    """Forward mode's where there is a tangent, or gradcheck's vmap, through which none is seen."""
+    for arg in args:
+        if isinstance(arg, Tensor) and (
+            is_legacy_batchedtensor(arg) or forward_ad.unpack_dual(arg).tangent is not None
+        ):
+            return function.apply_in_forward
+    return function.apply_in_reverse
 
 
 def _call_compiled(function: type[Function], args: tuple[Any, ...]) -> Any:
@@ -189,7 +199,7 @@ class _Leaf(tuple):
 def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
     """The end of :func:`call`, which has no time to call it."""
     given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
-    return (function.apply_in_reverse if forward_ad._current_level < 0 else function.apply_in_forward)(*given)
+    return (function.apply_in_reverse if forward_ad._current_level < 0 else _entry(function, given))(*given)
 
 
 def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
