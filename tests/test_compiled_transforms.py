@@ -98,6 +98,7 @@ def test_per_sample_gradients_of_a_penalty_beside_captured_parameters() -> None:
         torch.compile(f, backend="aot_eager")(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check. is deprecated:FutureWarning")  # of inductor's own code
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["dense-gelu-dropout-residual", "linear"])
 def test_compiled_derivatives_by_other_compilers(name: str, backend: str) -> None:
