@@ -82,7 +82,9 @@ def written_out(mask: Tensor, shape: Sequence[int], p: float) -> Tensor:
 
 def drawn(mask: Tensor) -> Tensor:
     """What a Function is given for this mask: the mask, or the seed of it where the kernels run."""
-    return torch.tensor([SEED], device=mask.device) if current_backend() == "triton" else mask
+    if torch.compiler.is_compiling() or current_backend() != "triton":  # compilers run the formulas
+        return mask
+    return torch.tensor([SEED], device=mask.device)
 
 
 def first(output: Any) -> Tensor:
