@@ -40,8 +40,8 @@ def run(*command: str | Path) -> dict[str, Any]:
 def test_every_launch_compiles(dtype: str) -> None:
     result = run(HERE / "launches.py", dtype, STAGE)
     assert not result["failed"], "\n".join(result["failed"])
-    kernels = {f"{t['kernel'].__module__}.{t['kernel'].__name__}" for m in compile_targets.modules() for t in m.TARGETS}
-    assert set(result["launched"]) == kernels
+    kernels = {t["kernel"].fn for module in compile_targets.modules() for t in module.TARGETS}
+    assert set(result["launched"]) == {f"{kernel.__module__}.{kernel.__name__}" for kernel in kernels}
 
 
 PLANTED = """
