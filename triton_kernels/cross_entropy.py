@@ -212,6 +212,11 @@ TILE_OF_TWO = TILE // 2
 """Elements of a tile where two tensors are read: larger ones spill registers."""
 
 
+def _forward_warps(P: int, block: int, smooth: bool) -> int:
+    """With smoothing there are sums of two kinds: with fewer threads registers are spilled."""
+    return (2 if smooth else 1) * warps_of(P, block)
+
+
 def _more_warps(P: int, block: int, strided: bool) -> int:
     """Where classes lie next to each other, the sums of two kinds want more threads, or registers are spilled."""
     return warps_of(P, block) if strided else 2 * warps_of(P, block)
@@ -246,7 +251,7 @@ def forward(
         _forward[(programs,)](
             x, t, w, m, r, part if loss is None else loss, part, rows.positions, rows.K, rows.inner, ignore_index,
             *_smoothing(smoothing, rows.K), w is not None, smoothing > 0, none, P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=_forward_warps(P, block, smoothing > 0),
         )  # fmt: skip
         return part
 
@@ -360,7 +365,7 @@ TARGETS = [
         "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
         "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
         if name == "probabilities_forward"
-        else warps_of(tile["P"], tile["BLOCK"]),
+        else _forward_warps(tile["P"], tile["BLOCK"], options and name == "forward"),
         # In the plain forward pass the few numbers of a row weigh as much as its block.
         "wide_accesses": shape == "rows" and (options or name != "forward"),
     }
