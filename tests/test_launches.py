@@ -40,14 +40,9 @@ def run(*command: str | Path) -> dict[str, Any]:
 def test_every_launch_compiles(dtype: str) -> None:
     result = run(HERE / "launches.py", dtype, STAGE)
     assert not result["failed"], "\n".join(result["failed"])
-<<<<<<< HEAD
     functions = [target["kernel"].fn for module in compile_targets.modules() for target in module.TARGETS]
     kernels = {f"{function.__module__}.{function.__name__}" for function in functions}
     assert set(result["launched"]) == kernels
-=======
-    kernels = {t["kernel"].fn for module in compile_targets.modules() for t in module.TARGETS}
-    assert set(result["launched"]) == {f"{kernel.__module__}.{kernel.__name__}" for kernel in kernels}
->>>>>>> gpu
 
 
 PLANTED = """
