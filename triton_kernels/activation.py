@@ -146,9 +146,9 @@ def forward(x, KEY: tl.constexpr, a, b):
     elif KEY == "relu6":
         return tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
     elif KEY == "hardsigmoid":
-        return tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) * (1 / 6)
+        return tl.div_rn(tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)), 6.0)
     elif KEY == "hardswish":
-        return x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)) * (1 / 6)
+        return tl.div_rn(x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3)), 6.0)
     elif KEY == "logsigmoid":
         return -softplus(-x)
     elif KEY == "tanhshrink":

@@ -156,7 +156,8 @@ class DropoutFunction(Function):
 def _affine(p: float) -> tuple[float, float, float]:
     """a, b and α′ of alpha dropout; p = 1 gives a = b = 0."""
     alpha = -1.7580993408473766  # -λα of SELU; here, because Dynamo takes a module's floats for inputs
-    a = 1 / math.sqrt((1 - p) * (1 + p * alpha**2)) if p < 1 else 0.0
+    # A power: where p is symbolic, as with dynamic shapes, a square root would make it a number.
+    a = ((1 - p) * (1 + p * alpha**2)) ** -0.5 if p < 1 else 0.0
     return a, -a * p * alpha, alpha
 
 
