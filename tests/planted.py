@@ -66,7 +66,8 @@ class Planted:
 PLANTED: dict[str, Planted] = {
     "bias gradient off by 1 %": Planted(
         BiasOff, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "gradcheck", "the gradient of b[",
-        also=("one-row",), shape=(1, 5),
+        # Compiled inside a transform, a user's Function is differentiated through its forward: not off there.
+        also=("one-row", "compiled-transforms"), shape=(1, 5),
     ),
     "double backward through a saved intermediate": Planted(
         SavedIntermediate, Square, (t(4, 5),), "gradgradcheck", "the gradient's gradient by x[", shape=(1, 5),

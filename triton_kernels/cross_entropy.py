@@ -366,8 +366,9 @@ TARGETS = [
         "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
         if name == "probabilities_forward"
         else _forward_warps(tile["P"], tile["BLOCK"], options and name == "forward"),
-        # In the plain forward pass the few numbers of a row weigh as much as its block.
-        "wide_accesses": shape == "rows" and (options or name != "forward"),
+        # In the forward pass a thread's part of a block, all of it 16 bytes at a time, weighs as much as the row's few
+        # numbers beside it.
+        "wide_accesses": shape == "rows" and name != "forward",
     }
     for name, (kernel, more) in _KERNELS.items()
     for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else SHAPES).items()
