@@ -9,6 +9,7 @@ process the kernels belong to Triton's interpreter::
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -146,11 +147,46 @@ def dtypes_of(target: dict[str, Any]) -> tuple[str, ...]:
     return (own[0][1:],) if own else ("-",)
 
 
-def compile_all(names: str = "") -> list[Result]:
+def problems(result: Result) -> list[str]:
+    """What is wrong with one kernel on one chip."""
+    if result.error:
+        return [result.error]
+    found = []
+    if result.spills:
+        found.append(f"{result.spills} bytes or registers are spilled")
+    limit = CHIPS[result.chip][3]
+    if result.shared > limit:
+        found.append(f"{result.shared} bytes of shared memory, {limit} are there")
+    if result.wide_accesses and not is_wide(result):
+        found.append(f"{result.wide_bytes} of {result.bytes} bytes are accessed 16 at a time")
+    return found
+
+
+def digest() -> str:
+    """Of what decides on the compiled code, beside Triton's version: kernels, their constants, the list of targets."""
+    import triton.language as tl
+    from triton.runtime.jit import JITFunction
+
+    package = importlib.import_module("bp_torch.triton_kernels")
+    parts = []
+    for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, JITFunction):
+                parts.append(value.src)
+            elif isinstance(value, tl.constexpr):
+                parts.append(f"{name} = {value.value}")
+        for target in getattr(module, "TARGETS", ()):
+            parts.append(repr(target | {"kernel": target["kernel"].__name__}))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def compile_all(names: str = "", briefly: bool = False) -> list[Result]:
     """Every target whose name contains ``names``, in two processes.
 
     The first target of each kernel is compiled in every dtype for every chip. The further ones, which are its options,
     are compiled in one 16-bit dtype for every chip, and in the other dtypes for one chip: that is half the time.
+    ``briefly``, the first target alone, in one dtype.
     """
     jobs = []
     for module in modules():
@@ -158,6 +194,8 @@ def compile_all(names: str = "") -> list[Result]:
         for index, target in enumerate(module.TARGETS):
             if names in f"{module.__name__}.{target['name']}":
                 dtypes = dtypes_of(target)
+                if briefly:
+                    dtypes = () if target["kernel"] in seen else dtypes[:2][-1:]  # bfloat16, where there is a choice
                 everywhere = dtypes if target["kernel"] not in seen or len(dtypes) == 1 else ("bf16",)
                 chips = {dtype: CHIPS if dtype in everywhere else ("sm_90",) for dtype in dtypes}
                 possible = target.get("chips", CHIPS)  # where the kernel is used
@@ -180,10 +218,11 @@ def table(results: list[Result]) -> str:
         "# Kernels",
         "",
         "Written by `make kernels`, not by hand: what the kernels compile to ahead of time, without a GPU, by Triton",
-        f"{triton.__version__}. Each cell has four numbers, for {', '.join(CHIPS)} (a dot where an option of a",
-        "kernel was not compiled for that chip in that dtype). Registers are those of a thread (vector registers on",
-        "gfx942); shared memory is that of a program, in bytes; instructions are PTX's (on gfx942 the machine's own).",
-        "*wide*: global memory is accessed 16 bytes at a time. None of this is a measurement of speed.",
+        f"{triton.__version__} from sources whose digest is {digest()}. Each cell has four numbers, for",
+        f"{', '.join(CHIPS)} (a dot where an option of a kernel was not compiled for that chip in that dtype).",
+        "Registers are those of a thread (vector registers on gfx942); shared memory is that of a program, in bytes;",
+        "instructions are PTX's (on gfx942 the machine's own). *wide*: global memory is accessed 16 bytes at a time.",
+        "None of this is a measurement of speed.",
         "",
         f"Kernels that spill registers: {', '.join(spilling) or 'none'}.",
     ]
@@ -205,18 +244,18 @@ def table(results: list[Result]) -> str:
 
 
 def main() -> None:
-    """FILE [NAME]: the table to FILE; the results as JSON to standard output."""
+    """[--briefly] FILE: the table to FILE if nothing is wrong; the results as JSON to standard output."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: the kernels would not be compiled")
+    *options, file = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder  # nothing is taken from an earlier run
-        results = compile_all(*sys.argv[2:])
-    failed = [r for r in results if r.error]
-    if not failed:
-        Path(sys.argv[1]).write_text(table(results), encoding="utf-8")
+        results = compile_all(briefly="--briefly" in options)
+    wrong = [f"{r.family} {r.name} {r.dtype} {r.chip}: {problem}" for r in results for problem in problems(r)]
     json.dump([asdict(r) for r in results], sys.stdout)
-    for r in failed:
-        print(f"{r.name} {r.dtype} {r.chip}: {r.error}", file=sys.stderr)
+    if wrong:
+        sys.exit("\n".join(wrong))
+    Path(file).write_text(table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
