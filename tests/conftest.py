@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import getpass
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from importlib.metadata import requires
 from pathlib import Path
@@ -29,6 +31,11 @@ from seeds import INPUTS_SEED
 import bp_torch
 
 pytest_plugins = ["contracts"]
+
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    # inductor's cache would give code for vectors that its compiler is then not told of.
+    own = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own))
 
 # Triton reads this when a kernel is decorated, so it is set before any kernel is imported.
 if DEVICE == "cpu":

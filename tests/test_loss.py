@@ -160,7 +160,8 @@ def test_probability_options(shape: list[int], weighted: bool, smoothing: float,
         given_w = w if weighted else None
         ys = [m.cross_entropy(leaf, q, given_w, **options) for m, leaf in zip((bpF, F), leaves, strict=True)]
         torch.testing.assert_close(*ys)
-        grads = [torch.autograd.grad(y.sin().sum(), leaf) for y, leaf in zip(ys, leaves, strict=True)]
+        # No sine, whose slope at a large loss is known to few digits.
+        grads = [torch.autograd.grad(y.square().sum(), leaf) for y, leaf in zip(ys, leaves, strict=True)]
         torch.testing.assert_close(*grads)
     else:
         assert_same("cross_entropy", x, q, *([w] if weighted else []), **options)
@@ -322,7 +323,7 @@ def test_weight_of_differences(name: str, reduction: str) -> None:
     for module, found in ((bpF, ours), (F, theirs)):
         leaves = [u.clone().requires_grad_() for u in (x, t, w.abs())]
         loss = getattr(module, name)(leaves[0], leaves[1], weight=leaves[2], reduction=reduction)
-        found += [loss, *torch.autograd.grad(loss.sin().sum(), leaves)]
+        found += [loss, *torch.autograd.grad(loss.square().sum(), leaves)]  # a sine of many is known to few digits
     torch.testing.assert_close(ours, theirs)
     # A weight has the input's shape, and the input may be the one that broadcasts.
     with warnings.catch_warnings():
