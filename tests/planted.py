@@ -93,7 +93,7 @@ PLANTED: dict[str, Planted] = {
         shape=(1, 5),
     ),
     "float32 arithmetic inside a float64 function": Planted(
-        Float32Inside, Softplus, (t(4, 5),), "float64", "lower precision inside", shape=(1, 5),
+        Float32Inside, Softplus, (t(4, 5),), "float64", "lower precision inside", also=("gradcheck",), shape=(1, 5),
     ),
     "float32 constant inside a float64 backward": Planted(
         Float32Constant, Softplus, (t(4, 5),), "float64", "a constant of lower precision", shape=(1, 5),

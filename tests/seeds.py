@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -11,4 +13,18 @@ INPUTS_SEED = int(os.environ.get("INPUTS_SEED", "0"))
 
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator on the CPU, for inputs."""
-    return torch.Generator("cpu").manual_seed(seed + 1000 * INPUTS_SEED)
+    return torch.Generator("cpu").manual_seed(seed + 1000 * INPUTS_SEED + _more)
+
+
+_more = 0
+
+
+@contextmanager
+def other_inputs(draw: int) -> Iterator[None]:
+    """Inside, what is drawn from ``seeded`` is another for each ``draw``; the usual one for 0."""
+    global _more
+    before, _more = _more, 100_000_007 * draw
+    try:
+        yield
+    finally:
+        _more = before

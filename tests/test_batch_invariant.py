@@ -164,7 +164,9 @@ def test_residual(backend: str, dtype: torch.dtype) -> None:
 
 @every_dtype
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-@pytest.mark.parametrize(("shape", "dim"), [((ROWS, 7), 1), ((ROWS, 301), 1), ((ROWS, 5, 6), 1), ((ROWS, 3, 5), 2)])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((ROWS, 7), 1), ((ROWS, 301), 1), ((ROWS, 5, 6), 1), ((ROWS, 3, 5), 2), ((ROWS, 4, 3, 7), -2)]
+)
 def test_softmax(backend: str, dtype: torch.dtype, name: str, shape: tuple[int, ...], dim: int) -> None:
     skip_without_kernels(backend, dtype)
     f = getattr(bpF, name)
@@ -173,14 +175,14 @@ def test_softmax(backend: str, dtype: torch.dtype, name: str, shape: tuple[int, 
 
 @every_dtype
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
-@pytest.mark.parametrize("classes", [7, 301])
-def test_cross_entropy(backend: str, dtype: torch.dtype, options: dict, classes: int) -> None:
+@pytest.mark.parametrize(("classes", "positions"), [(7, ()), (301, ()), (7, (5,)), (3, (2, 3))])
+def test_cross_entropy(backend: str, dtype: torch.dtype, options: dict, classes: int, positions: tuple) -> None:
     skip_without_kernels(backend, dtype)
-    target = torch.randint(classes, (ROWS,), device=DEVICE)
+    target = torch.randint(classes, (ROWS, *positions), device=DEVICE)
     target[3] = -100
     assert_rows_stand_alone(
         lambda x, t: bpF.cross_entropy(x, t, reduction="none", **options),
-        3 * make(ROWS, classes, dtype=dtype), target,
+        3 * make(ROWS, classes, *positions, dtype=dtype), target,
     )  # fmt: skip
 
 

@@ -56,11 +56,11 @@ def rows(table: str) -> dict[tuple[str, str, str], list[str]]:
 @pytest.mark.timeout(900)
 def test_kernels_compile_and_the_table_is_up_to_date(tmp_path: Path) -> None:
     """The table says by which compiler and from which sources it was made, after all had passed. So each kernel once is
-    enough, unless the compiler is another.
+    enough, unless the compiler is another: then all have to compile, and may spill.
     """
     committed = TABLE.read_text(encoding="utf-8")
     same = f"Triton\n{triton.__version__} from sources" in committed
-    results = run(HERE / "compile_targets.py", *(["--briefly"] if same else []), tmp_path / "kernels.md")
+    results = run(HERE / "compile_targets.py", "--briefly" if same else "--may-spill", tmp_path / "kernels.md")
     assert {r["chip"] for r in results} == set(compile_targets.CHIPS)
     now = (tmp_path / "kernels.md").read_text(encoding="utf-8")
     source = re.compile(r"digest is (\w+)")

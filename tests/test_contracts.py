@@ -15,7 +15,7 @@ import pytest
 import torch
 from cases import CASES, Case, on_device
 from exact import Result, assert_as_good_as_torch
-from seeds import seeded
+from seeds import other_inputs, seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
@@ -280,9 +280,9 @@ def run_backward(f: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[Tens
 @every_backend
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_error_at_most_twice_torch(case: Case, backend: Setting, dtype: torch.dtype) -> None:
-    """Of each output and gradient, against float64 at the same (rounded) inputs, which each draw moves a little."""
-    case, generator = backend.on(case), seeded(7)
-    assert_as_good_as_torch(lambda: outputs_and_gradients(case, dtype, generator))
+    """Of each output and gradient, against float64 at the same (rounded) inputs, which are others in each draw."""
+    case, draws = backend.on(case), itertools.count()
+    assert_as_good_as_torch(lambda: outputs_and_gradients(case, dtype, next(draws)))
 
 
 def moved(case: Case, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -291,8 +291,9 @@ def moved(case: Case, dtype: torch.dtype, generator: torch.Generator) -> tuple[T
     return tuple((t * factor).to(dtype) for t, factor in zip(case.inputs(), factors, strict=True))
 
 
-def outputs_and_gradients(case: Case, dtype: torch.dtype, generator: torch.Generator) -> list[Result]:
-    rounded = moved(case, dtype, generator)
+def outputs_and_gradients(case: Case, dtype: torch.dtype, draw: int) -> list[Result]:
+    with other_inputs(draw):
+        rounded = tuple(t.to(dtype) for t in case.inputs())
     exact_ys = outputs(case.theirs(*(t.double() for t in rounded)))
     dys = tuple(dy.to(dtype) for dy in upstream(exact_ys))
     exact = run(case.theirs, tuple(t.double().requires_grad_() for t in rounded), tuple(dy.double() for dy in dys))
@@ -303,7 +304,16 @@ def outputs_and_gradients(case: Case, dtype: torch.dtype, generator: torch.Gener
         grads = torch.autograd.grad(ys, inputs, tuple(dy.to(y.dtype) for dy, y in zip(dys, ys, strict=True)))
         found[name] = [t.detach() for t in (*ys, *grads)]
     assert [t.dtype for t in found["ours"]] == [t.dtype for t in found["theirs"]]
-    return list(map(Result, found["ours"], found["theirs"], (*exact[0], *exact[1])))
+    results = map(Result, found["ours"], found["theirs"], (*exact[0], *exact[1]))
+    return [result._replace(slack=rounding_of_sums(result, rounded[0])) for result in results]
+
+
+def rounding_of_sums(result: Result, x: Tensor) -> float:
+    """Sums over rows in float32, as kernels and ATen's batch norm have them, are rounded at the size of their terms.
+    torch.var and ATen's sums of gradients, which torch's side of a case consists of, are summed in float64.
+    """
+    is_sum = result.ours.dtype == torch.float32 and result.ours.numel() < x.numel()
+    return torch.finfo(torch.float32).eps * float(result.exact.detach().abs().amax()) if is_sum else 0.0
 
 
 def sliced(t: Tensor) -> Tensor:

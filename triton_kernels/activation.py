@@ -91,6 +91,15 @@ def mish_parts(x):
 
 
 @triton.jit
+def gelu_tanh_parts(x):
+    """t = tanh(u), 1 - t² without cancellation, and du/dx."""
+    u = (x + x * x * x * GELU_B) * GELU_A
+    e = exp(-2 * tl.abs(u))
+    r = tl.div_rn(1.0, 1 + e)
+    return tanh(u), 4 * e * r * r, (1 + x * x * (3 * GELU_B)) * GELU_A
+
+
+@triton.jit
 def elu(x, alpha, scale, rate):
     return tl.where(x <= 0, alpha * scale * expm1_negative(rate * tl.where(x <= 0, x, 0.0)), scale * x)
 
@@ -181,8 +190,8 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "gelu":
         return normal_cdf(s) + s * normal_pdf(s)
     elif KEY == "gelu_tanh":
-        t = tanh((s + s * s * s * GELU_B) * GELU_A)
-        return 0.5 * (1 + t) + 0.5 * s * (1 - t * t) * (1 + s * s * (3 * GELU_B)) * GELU_A
+        t, d, du = gelu_tanh_parts(s)
+        return 0.5 * (1 + t) + 0.5 * s * d * du
     elif KEY == "silu":
         q = sigmoid(s)
         return q * (1 + s * (1 - q))
@@ -241,9 +250,8 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "gelu":
         return normal_pdf(s) * (2 - s * s)
     elif KEY == "gelu_tanh":
-        t = tanh((s + s * s * s * GELU_B) * GELU_A)
-        du = (1 + s * s * (3 * GELU_B)) * GELU_A
-        return (1 - t * t) * (du + 0.5 * s * (s * (6 * GELU_B * GELU_A) - 2 * t * du * du))
+        t, d, du = gelu_tanh_parts(s)
+        return d * (du + 0.5 * s * (s * (6 * GELU_B * GELU_A) - 2 * t * du * du))
     elif KEY == "silu":
         q = sigmoid(s)
         return q * (1 - q) * (2 + s * (1 - 2 * q))

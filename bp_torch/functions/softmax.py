@@ -8,12 +8,13 @@ Both save y alone. Source: Bridle 1990, "Probabilistic interpretation of feedfor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends import plain_kernels
+from ..backends import is_batch_invariant, plain_kernels
 from .function import Function, wide
 
 __all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
@@ -30,7 +31,9 @@ class SoftmaxFunction(Function):
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
         triton = plain_kernels(x)
-        return torch.softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=False)
+        if triton is not None:
+            return triton.softmax.forward(x, dim, log=False)
+        return _row_by_row(torch.softmax, x, dim) if is_batch_invariant() else torch.softmax(x, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -57,6 +60,16 @@ class SoftmaxFunction(Function):
         return _softmax_pull(tx, y, ctx.dim)  # the Jacobian diag(y) - y yᵀ is symmetric
 
 
+def _row_by_row(f: Callable[[Tensor, int], Tensor], x: Tensor, dim: int) -> Tensor:
+    """f along the last dimension, where ATen's CPU loops compute each row by itself. Along another they divide what
+    lies beside it among threads, and compute the last few numbers of a part by other code than the rest.
+    """
+    if x.dim() == 0 or dim in (-1, x.dim() - 1):
+        return f(x, dim)
+    y = torch.empty_like(x)
+    return y.copy_(f(x.movedim(dim, -1).contiguous(), -1).movedim(-1, dim))
+
+
 def _softmax_pull(dy: Tensor, y: Tensor, dim: int) -> Tensor:
     dy, p = wide(dy), wide(y)
     return (p * (dy - (dy * p).sum(dim, keepdim=True))).to(y.dtype)
@@ -71,7 +84,9 @@ class LogSoftmaxFunction(Function):
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
         triton = plain_kernels(x)
-        return torch.log_softmax(x, dim) if triton is None else triton.softmax.forward(x, dim, log=True)
+        if triton is not None:
+            return triton.softmax.forward(x, dim, log=True)
+        return _row_by_row(torch.log_softmax, x, dim) if is_batch_invariant() else torch.log_softmax(x, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
