@@ -9,22 +9,20 @@ from contextlib import contextmanager
 import torch
 
 INPUTS_SEED = int(os.environ.get("INPUTS_SEED", "0"))
+_draw = 0
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator on the CPU, for inputs."""
-    return torch.Generator("cpu").manual_seed(seed + 1000 * INPUTS_SEED + _more)
-
-
-_more = 0
+    return torch.Generator("cpu").manual_seed(seed + 1000 * INPUTS_SEED + 100_000_007 * _draw)
 
 
 @contextmanager
 def other_inputs(draw: int) -> Iterator[None]:
     """Inside, what is drawn from ``seeded`` is another for each ``draw``; the usual one for 0."""
-    global _more
-    before, _more = _more, 100_000_007 * draw
+    global _draw
+    before, _draw = _draw, draw
     try:
         yield
     finally:
-        _more = before
+        _draw = before

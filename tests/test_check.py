@@ -24,6 +24,7 @@ import bp_torch
 from bp_torch.verification import CHECKS, Report
 from bp_torch.verification.numeric import compare_gradients, difference
 from bp_torch.verification.registry import describe
+from bp_torch.verification.subject import Subject
 
 ONE_BACKEND = "the subjects are torch's and this file's own, which know no backend"
 
@@ -96,6 +97,19 @@ def linear() -> tuple[Any, ...]:
 
 
 QUICK = {"checks": ["gradcheck", "float32", "retain-graph", "in-place"]}
+
+
+class Empty(nn.Linear):
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    "module", [Empty(3, 2), torch.compile(nn.Linear(3, 2), backend="eager")], ids=["empty", "compiled"]
+)
+def test_a_module_of_no_length_keeps_its_parameters(module: nn.Module) -> None:
+    """Whether it is there is not whether it is true; a compiled one answers with an error."""
+    assert len(Subject(module, (torch.randn(4, 3),)).parameter_names) == 2
 
 
 def test_nothing_is_changed() -> None:

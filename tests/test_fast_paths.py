@@ -102,6 +102,10 @@ def test_statistics_are_taken_again_only_where_rounding_tells(n: int, monkeypatc
         exact = x.double()
         assert (mean - exact.mean(0)).abs().max() <= 2**-23 * max(k, 1)
         torch.testing.assert_close(var.double(), exact.var(0, correction=0), rtol=4e-5, atol=1e-12)
+    x = torch.tensor([[1e4], [1e4 + 101 / 1024]])  # half-way between them lies no float32
+    _, _, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
+    torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=1e-6, atol=0)
+    taken.pop()
     x = torch.zeros(n, 4)  # dead units have no deviation, and an exact mean
     assert math.isfinite(call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())[0].sum())
     assert len(taken) == 1

@@ -110,10 +110,10 @@ def main() -> None:
         rate = 2 * M * N * K / 1e9
 
         def in_two() -> Tensor:
-            z = torch.nn.functional.linear(x, W, b)  # noqa: B023
-            return kernels.elementwise.forward(z, None, None, seed, 0.5, "relu", ())  # noqa: B023
+            z = torch.nn.functional.linear(x, W, b)
+            return kernels.elementwise.forward(z, None, None, seed, 0.5, "relu", ())
 
-        plain = milliseconds(lambda: torch.mm(x, W.t(), out=y))  # noqa: B023
+        plain = milliseconds(lambda: torch.mm(x, W.t(), out=y))
         passes = milliseconds(in_two)
         print(f"{M}x{N}x{K}: cuBLAS {plain:.3f} ms, {rate / plain:.0f} TFLOP/s; with a pass after it {passes:.3f} ms")
         z = torch.nn.functional.linear(x[:256].float(), W.float(), b.float())
@@ -125,7 +125,7 @@ def main() -> None:
                 y.fill_(float("nan"))
                 launch(x, W, b, seed, y, block, tma)
                 off = ((y[:256].float() - right).norm() / right.norm()).item()
-                found[name] = milliseconds(lambda: launch(x, W, b, seed, y, block, tma))  # noqa: B023
+                found[name] = milliseconds(lambda: launch(x, W, b, seed, y, block, tma))
             except Exception as reason:  # a compiler's, or no room on this chip
                 print(f"  {name} failed: {type(reason).__name__} {str(reason)[-200:]}", flush=True)
                 continue

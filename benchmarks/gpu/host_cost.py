@@ -75,10 +75,8 @@ def main() -> None:
             cells = []
             for backend, f in (("triton", ours), ("torch", ours), ("torch", theirs)):
                 with bp_torch.backend(backend):
-                    forward = microseconds(lambda f=f, inputs=inputs: f(*inputs))  # type: ignore[misc]
-                    both = microseconds(
-                        lambda f=f, inputs=inputs, dy=dy: torch.autograd.grad(f(*inputs), inputs, dy)  # type: ignore[misc]
-                    )
+                    forward = microseconds(lambda: f(*inputs))
+                    both = microseconds(lambda: torch.autograd.grad(f(*inputs), inputs, dy))
                 cells.append(f"{forward:6.1f} / {both:6.1f}")
             before = sum(stub.LAUNCHED.values())
             with bp_torch.backend("triton"):

@@ -39,7 +39,7 @@ class Row:
 
 def best(key: str, blocks: Sequence[Block], device: torch.device, run: Callable[[Block], object]) -> Block:
     """In place of tuning.best: times all of them and tells, whatever was kept."""
-    times = {block: tuning._time(lambda block=block: run(block)) for block in blocks}  # type: ignore[misc]
+    times = {block: tuning._time(lambda: run(block)) for block in blocks}
     order = sorted(blocks, key=times.__getitem__)
     for block in order:
         rate = Row.moved / times[block] / 1e9
@@ -101,12 +101,12 @@ def norms() -> None:
                 needed: tuple[Any, ...] = ((True, True, True, False), (DTYPE, DTYPE, DTYPE, None))
                 time(
                     f"batch norm {name}", 6 * n,
-                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, "relu", ()),  # noqa: B023
+                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, "relu", ()),
                 )  # fmt: skip
                 time(
                     f"batch norm backward {name}", 10 * n,
                     lambda: kernels.batch_norm.backward(
-                        dy, None, None, x, g, b, None, mean, var, None, 1e-5, "relu", (), True, *needed  # noqa: B023
+                        dy, None, None, x, g, b, None, mean, var, None, 1e-5, "relu", (), True, *needed
                     ),
                 )  # fmt: skip
 
@@ -116,15 +116,15 @@ def rows() -> None:
     for count, columns in shapes:
         x, n = random(count, columns), count * columns
         y = x.float().softmax(1).to(DTYPE)
-        time(f"softmax {count}x{columns}", 4 * n, lambda: kernels.softmax.forward(x, 1, False))  # noqa: B023
-        time(f"softmax backward {count}x{columns}", 6 * n, lambda: kernels.softmax.backward(x, y, 1, False))  # noqa: B023
+        time(f"softmax {count}x{columns}", 4 * n, lambda: kernels.softmax.forward(x, 1, False))
+        time(f"softmax backward {count}x{columns}", 6 * n, lambda: kernels.softmax.backward(x, y, 1, False))
     for count, columns in ((8192, 32000), (4096, 128256), (65536, 1000)):
         x, t = random(count, columns), torch.randint(columns, (count,), device="cuda")
 
         def both() -> None:
             entropy, one = kernels.cross_entropy, torch.ones((), device="cuda", dtype=DTYPE)
-            _, total, m, r = entropy.forward(x, 1, t, None, -100, 0.0, "mean")  # noqa: B023
-            entropy.backward(one, x, 1, t, None, total, m, r, -100, 0.0, "mean")  # noqa: B023
+            _, total, m, r = entropy.forward(x, 1, t, None, -100, 0.0, "mean")
+            entropy.backward(one, x, 1, t, None, total, m, r, -100, 0.0, "mean")
 
         time(f"cross-entropy {count}x{columns}", 2 * count * columns, both)  # backward moves twice as much
 

@@ -111,7 +111,7 @@ class Subject:
         flat, self.spec = tree_flatten(inputs)
         if not any(isinstance(t, Tensor) for t in flat):
             raise TypeError("check: expected at least one tensor among the inputs")
-        parameters = dict(self.module.named_parameters()) if self.module else {}
+        parameters = dict(self.module.named_parameters()) if self.module is not None else {}
         if any(torch.nn.parameter.is_lazy(p) for p in parameters.values()):
             raise ValueError("check: the module has lazy parameters: call it once before")
         self.parameter_names = list(parameters)
