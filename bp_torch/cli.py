@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -36,9 +37,13 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0; 1 where a check or a study's claim failed; 2 after one line on stderr about what to change.
+    0; 1 where a check or a study's claim failed, or a run ended early (its weights became NaN, the disk was full);
+    2 after one line on stderr about what to change; 130 and 143 where SIGINT or SIGTERM ended it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another, and ends no run
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(usage())
@@ -69,18 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "study":
             return studies.run(arguments[1:])
-        if command == "repeat":
-            repeat.run(arguments[1:])
-        else:
-            cli.run(arguments)
+        outcome = repeat.run(arguments[1:]) if command == "repeat" else cli.run(arguments)
     except cli.ConfigError as error:
         return fail(str(error))
+    except cli.Unfinished as error:
+        return fail(str(error), error.status)
+    except cli.Interrupted as error:
+        return fail(str(error), error.status)
+    if outcome is not None and outcome.failure:
+        return fail(outcome.failure, outcome.status)
     return 0
 
 
-def fail(message: str) -> int:
-    print(f"bp-torch: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def fail(message: str, status: int = 2) -> int:
+    """Say in one line on stderr why the exit status is not 0."""
+    error = "error: " if status < 128 else ""  # a signal is none
+    print(f"bp-torch: {error}{' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

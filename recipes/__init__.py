@@ -6,3 +6,11 @@ They need the extra ``recipes`` (``pip install 'bp-torch[recipes]'``).
 
 class ConfigError(ValueError):
     """What the user wrote cannot be run. The message is one line and names the key to change."""
+
+
+class Unfinished(RuntimeError):
+    """A run that ended before it had anything to test. `status` is the exit status of the command."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status

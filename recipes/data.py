@@ -23,9 +23,31 @@ class Augmentation:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(x, generator)")
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what no batch of rows can have: one row has no variance for batch norm."""
+    if not 2 <= batch_size < 2**63:
+        raise ValueError(f"batch_size must be at least 2 and below 2⁶³, got {batch_size}")
+
+
 def derive_seed(*parts: int) -> int:
     """One 63-bit seed from several numbers, such as a run's seed and an epoch."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def process() -> tuple[int, int]:
+    """The rank of this process and the number of processes that train together; 0 and 1 alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes that train together, in the order of their ranks, on the CPU."""
+    parts: list[Any] = [None] * process()[1]
+    if len(parts) == 1:
+        return rows.cpu()
+    torch.distributed.all_gather_object(parts, rows.cpu())
+    return torch.cat(parts)
 
 
 class Batches:
@@ -35,6 +57,11 @@ class Batches:
     of (seed, epoch) alone, so that a resumed run sees the batches that it would have seen. `transform(batch,
     generator)` makes what the network sees of a batch. A last batch of a single row is left out of training, because
     batch norm has no variance over one row.
+
+    Where several processes train together (`torch.distributed`), each has its own rows, and all have as many batches.
+    In training the k-th batches of all processes are together the k-th batch of one process that takes as many times
+    `batch_size` rows; a last batch of less than two rows for each is left out. `weight(k)` is what a process's mean
+    loss counts, so that the mean of the processes' gradients is that of the rows. Random amounts depend on the rank.
     """
 
     def __init__(
@@ -52,17 +79,52 @@ class Batches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        rows = self.rows - (self.seed is not None and self.rows % self.batch_size == 1)
-        return -(-rows // self.batch_size)
+        return len(self.positions())
+
+    def positions(self) -> list[Tensor]:
+        """Of each batch of this process, the places of its rows in the epoch's order."""
+        rank, processes = process()
+        if self.seed is not None:
+            return [rows.tensor_split(processes)[rank] for rows in self.together()]
+        if processes == 1:
+            return list(torch.arange(self.rows).split(self.batch_size))
+        if self.rows < processes:
+            raise ConfigError(f"trainer.devices: {processes} processes cannot share {self.rows} rows")
+        batches = -(-self.rows // (self.batch_size * processes))
+        return list(torch.arange(rank, self.rows, processes).tensor_split(batches))
+
+    def together(self) -> list[Tensor]:
+        """Of each training batch, the places of the rows of all processes."""
+        processes = process()[1]
+        batches = torch.arange(self.rows).split(self.batch_size * processes)
+        batches = [rows for rows in batches if len(rows) >= min(self.batch_size, 2) * processes]
+        if not batches:
+            raise ConfigError(f"data: {self.rows} training rows make no batch for {processes} process(es)")
+        return batches
+
+    def weight(self, index: int) -> float:
+        """(rows of this process) · processes / (rows of all) of a training batch; 1 of one process."""
+        rank, processes = process()
+        if processes == 1:
+            return 1.0
+        rows = self.together()[index]
+        return len(rows.tensor_split(processes)[rank]) * processes / len(rows)
+
+    def generators(self) -> tuple[torch.Generator, torch.Generator]:
+        """Of the epoch's order, which all processes share, and of random amounts; of one process they are one."""
+        rank, processes = process()
+        order, amounts = torch.Generator(), torch.Generator()
+        if self.seed is not None:
+            order.manual_seed(derive_seed(self.seed, self.epoch))
+            amounts.manual_seed(derive_seed(self.seed, self.epoch, 4, rank))
+        return order, order if processes == 1 else amounts
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        generator, order = torch.Generator(), torch.arange(self.rows)
-        if self.seed is not None:
-            generator.manual_seed(derive_seed(self.seed, self.epoch))
-            order = torch.randperm(self.rows, generator=generator)
-        for rows in order.split(self.batch_size)[: len(self)]:
-            batch = tuple(t[rows] for t in self.tensors)
-            yield batch if self.transform is None else self.transform(batch, generator)
+        generator, amounts = self.generators()
+        order = torch.arange(self.rows) if self.seed is None else torch.randperm(self.rows, generator=generator)
+        for positions in self.positions():
+            batch = tuple(t[order[positions]] for t in self.tensors)
+            yield batch if self.transform is None else self.transform(batch, amounts)
 
 
 class Data(LightningDataModule):
@@ -157,8 +219,7 @@ class ArrayData(Data):
         fold: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, got {batch_size}")
+        check_batch_size(batch_size)
         for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < share < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {share}")
@@ -252,7 +313,10 @@ def fold_of(
         splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, y[rows])
     else:
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, y[rows], groups[rows])
-    return rows[[test for _, test in splits][which]]
+    try:
+        return rows[[test for _, test in splits][which]]
+    except ValueError as error:
+        raise ConfigError(f"data.init_args.folds: {error}") from error
 
 
 def part(
@@ -260,7 +324,11 @@ def part(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows in two, the second with a share of about `share`; stratified by y, and no group in both."""
     if groups is None:
-        first, second = train_test_split(rows, test_size=share, stratify=y[rows], random_state=seed)
+        try:
+            first, second = train_test_split(rows, test_size=share, stratify=y[rows], random_state=seed)
+        except ValueError as error:
+            key = "data.init_args.val_fraction, test_fraction"
+            raise ConfigError(f"{key}: {share:.3g} of {len(rows)} rows: {error}") from error
         return first, second
     # There is no stratified random split of groups in scikit-learn; one of 1 / share folds is one.
     second = fold_of(rows, y, groups, max(2, round(1 / share)), 0, seed)

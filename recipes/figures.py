@@ -32,10 +32,14 @@ def _over_epochs(figure: Figure, position: tuple[int, int, int], title: str, yla
 
 
 def curves(rows: Rows, best_epoch: int, test: dict[str, float]) -> Figure:
-    """Each metric of the training and validation splits by epoch, with the test result at the best epoch."""
+    """Each metric of the training and validation splits by epoch, with the test result at the best epoch.
+
+    A run that ended in its first epoch has no validation.
+    """
     validated = [row for row in rows if any(name.startswith("val_") for name in row)]
-    metrics = [name.removeprefix("val_") for name in validated[0] if name.startswith("val_")]
-    metrics = sorted((name for name in metrics if f"train_{name}" in rows[0]), key=lambda name: name != "loss")
+    measured = [name.removeprefix("train_") for name in rows[0] if name.startswith("train_")]
+    metrics = [name for name in measured if not validated or f"val_{name}" in validated[0]]
+    metrics = sorted(metrics, key=lambda name: name != "loss")
     figure = Figure(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     for place, metric in enumerate(metrics, 1):
         axes = _over_epochs(figure, (1, len(metrics), place), metric.capitalize(), metric)

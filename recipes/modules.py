@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,7 +17,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from bp_torch import functional, nn
 
 from . import ConfigError
-from .schedules import build
+from .callbacks.run import validates
+from .data import Batches
+from .schedules import Settings, build, move_to, takes_length
 
 if TYPE_CHECKING:
     from .data import Data
@@ -58,6 +61,7 @@ class Task(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.interval, self.monitor = interval, monitor
         self.penalty = penalty
+        self.planned: dict[str, int] | None = None  # of the run that is resumed, by its checkpoint
         self.lr: float | None = None  # what a learning-rate finder found, in place of the optimizer's own
 
     def loss_and_metrics(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -84,10 +88,12 @@ class Task(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
+        if isinstance(self.trainer.train_dataloader, Batches):
+            loss = loss * self.trainer.train_dataloader.weight(batch_idx)
         if self.penalty is None:
             return loss
         penalty = self.penalty(matrices(self.network))
-        self.log("penalty", penalty, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        self._log({"penalty": penalty}, batch)
         return loss + penalty
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -103,8 +109,14 @@ class Task(LightningModule):
     def _step(self, batch: Batch, stage: str) -> Tensor:
         loss, metrics = self.loss_and_metrics(batch)
         named = {f"{stage}_loss": loss} | {f"{stage}_{name}": value for name, value in metrics.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, prog_bar=stage == "val", batch_size=len(batch[0]))
+        self._log(named, batch, prog_bar=stage == "val")
         return loss
+
+    def _log(self, values: Metrics, batch: Batch, prog_bar: bool = False) -> None:
+        """The mean over an epoch's rows, of all processes that train together."""
+        # Lightning takes the mean of the processes' numbers of rows as a whole number: here it is one.
+        rows = len(batch[0]) * self.trainer.world_size
+        self.log_dict(values, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=rows, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self))
@@ -116,17 +128,28 @@ class Task(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
     def _scheduler(self, optimizer: Optimizer) -> dict[str, Any]:
-        assert self.make_schedule is not None
-        try:
-            schedule = build(self.make_schedule, optimizer, self._length(), self.interval)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model.init_args.schedule: {error}") from error
+        schedule = self._schedule(optimizer)
         if not isinstance(schedule, ReduceLROnPlateau):
             return {"scheduler": schedule, "interval": self.interval}
         # Lightning advances this one at the end of an epoch, but after the epoch's checkpoint is saved, so a resumed
         # run would be an epoch behind. "Every so many steps" comes before, and is the same moment otherwise.
-        frequency = int(self.trainer.num_training_batches) if self.interval == "epoch" else 1
-        return {"scheduler": schedule, "interval": "step", "frequency": frequency, "monitor": self.monitor}
+        return {"scheduler": schedule, "interval": "step", "frequency": self._frequency(), "monitor": self.monitor}
+
+    def _schedule(self, optimizer: Optimizer) -> Any:
+        assert self.make_schedule is not None
+        try:
+            return build(self.make_schedule, optimizer, self._length(), self.interval)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.init_args.schedule: {error}") from error
+
+    def _frequency(self) -> int:
+        return self._batches() if self.interval == "epoch" else 1
+
+    def _batches(self) -> int:
+        """Of an epoch; of data without an end, so many that no count reaches them."""
+        self.trainer.fit_loop.setup_data()  # it is made once; until then there would be infinitely many
+        batches = self.trainer.num_training_batches
+        return int(batches) if math.isfinite(batches) else sys.maxsize
 
     def _length(self) -> int:
         """The length of the whole run, in the unit in which the schedule advances; 0 if it has no end."""
@@ -136,8 +159,47 @@ class Task(LightningModule):
             return epochs
         if not math.isfinite(steps):
             return 0
-        batches = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
-        return int(steps) if self.interval == "step" else -(-int(steps) // max(1, batches))
+        return int(steps) if self.interval == "step" else -(-int(steps) // self._steps_of_epoch())
+
+    def _steps_of_epoch(self) -> int:
+        return max(1, -(-self._batches() // self.trainer.accumulate_grad_batches))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.lr_scheduler_configs:
+            checkpoint["schedule"] = {"length": self._length(), "steps_of_epoch": self._steps_of_epoch()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            self.planned = checkpoint.get("schedule")
+
+    def on_train_start(self) -> None:
+        """Let the schedule of a resumed run, which restored the length that was planned, take that of this run."""
+        planned, self.planned = self.planned, None
+        if planned is None or self.make_schedule is None or not takes_length(self.make_schedule):
+            return
+        now = {"length": self._length(), "steps_of_epoch": self._steps_of_epoch()}
+        if now == planned or (self.interval == "epoch" and now["length"] == planned["length"]):
+            return
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        done = schedule.last_epoch
+        if self.interval == "step" and self.trainer.max_steps == -1:
+            done = round(done * now["steps_of_epoch"] / planned["steps_of_epoch"])
+        rate = float(schedule.optimizer.param_groups[0]["lr"])
+        settings = Settings(self.make_optimizer(parameter_groups(self)), self.lr)
+        move_to(schedule, self._schedule(settings), done)
+        if self.trainer.is_global_zero:
+            print(
+                f"the run was {planned['length']} {self.interval}s long and is now {now['length']}: its schedule goes "
+                f"on at {done} with a rate of {schedule.optimizer.param_groups[0]['lr']:.3g} in place of {rate:.3g}",
+                file=sys.stderr,
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch without validation has nothing to tell a schedule that watches a metric of it."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                told = validates(self.trainer) or not self.monitor.startswith("val_")
+                config.frequency = self._frequency() if told else sys.maxsize
 
 
 class Classifier(Task):

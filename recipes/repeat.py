@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import ConfigError, cli
+from . import ConfigError, Unfinished, cli
 from .callbacks import replace_file
 from .report import Outcome
 
@@ -54,6 +55,16 @@ class Summary:
     runs: list[dict[str, Any]]
     """Of each run: label, seed, fold, wall seconds, and what `record` gives."""
     formats: dict[str, str]
+
+    @property
+    def failure(self) -> str | None:
+        """Which runs ended before their time, and why."""
+        early = [f"{run['label']}: {run['failure']}" for run in self.runs if run["failure"]]
+        return " | ".join(early) or None
+
+    @property
+    def status(self) -> int:
+        return 1 if self.failure else 0
 
     @property
     def results(self) -> dict[str, dict[str, Spread]]:
@@ -147,13 +158,17 @@ def run(arguments: Sequence[str]) -> Summary | None:
     Raises `ConfigError` for bad seeds or folds, for options that cannot mean several runs, and for all that `fit`
     refuses; runs that ended before stay in their folders.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("repeat: it starts one run after the other by itself; start it as one process")
     options, rest = take_options(arguments, ("--seeds", "--folds"))
     for name, instead in (("--seed_everything", "--seeds"), ("--ckpt_path", "fit")):
         if any(argument.split("=")[0] == name for argument in rest):
             raise ConfigError(f"{name}: repeat starts several runs; use {instead}")
     folds = parse_folds(options["--folds"]) if "--folds" in options else None
     seeds = parse_seeds(options["--seeds"]) if "--seeds" in options else [0] if folds else list(SEEDS)
-    runs, formats, root = [], {}, Path()
+    runs: list[dict[str, Any]] = []
+    formats: dict[str, str] = {}
+    root = Path()
     for seed in seeds:
         for fold in range(folds) if folds else (None,):
             given = ["fit", *rest, "--seed_everything", str(seed)]
@@ -163,6 +178,8 @@ def run(arguments: Sequence[str]) -> Summary | None:
             outcome = cli.run(given)
             if outcome is None:
                 return None
+            if outcome.status > 128:
+                raise Unfinished(f"{outcome.failure}; {len(runs)} runs ended before it", outcome.status)
             names = ([f"seed {seed}"] if len(seeds) > 1 or fold is None else []) + (
                 [f"fold {fold}"] if fold is not None else []
             )
@@ -183,6 +200,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "epochs": len(outcome.history),
         "best_epoch": outcome.best_epoch,
         "reason": outcome.reason,
+        "failure": outcome.failure,
         "seconds": outcome.seconds,
         "parameters": outcome.parameters,
     }

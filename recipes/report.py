@@ -52,6 +52,10 @@ class Outcome:
     """(step, learning rate) of each optimizer step."""
     callbacks: Sequence[Any] = ()
     """The trainer's. Those that have `report_sections(outcome)` add to the report."""
+    failure: str | None = None
+    """Why the run ended before its time, if it did, and what there is of it."""
+    status: int = 0
+    """The exit status of the command."""
 
     @property
     def seconds(self) -> float:

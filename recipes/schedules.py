@@ -42,6 +42,48 @@ def build(make: LRSchedulerCallable, optimizer: Optimizer, length: int, interval
     return make(optimizer, **filled)
 
 
+def takes_length(make: LRSchedulerCallable) -> bool:
+    """Whether `build` fills in the run's length."""
+    given = make.keywords if isinstance(make, functools.partial) else {}
+    return any(is_zero(given.get(name)) for name in LENGTHS)
+
+
+class Settings(Optimizer):
+    """The settings of an optimizer's groups without its parameters: schedules can be stepped on it, nothing is trained.
+
+    Args:
+        optimizer: whose settings are copied.
+        rate: in place of its own.
+    """
+
+    def __init__(self, optimizer: Optimizer, rate: float | None = None) -> None:
+        own = {} if rate is None else {"lr": rate}
+        groups = [{**group, **own, "params": [torch.zeros(())]} for group in optimizer.param_groups]
+        super().__init__(groups, optimizer.defaults)
+
+    def step(self, closure: Any = None) -> Any:
+        pass
+
+
+def move_to(schedule: Any, fresh: Any, count: int) -> None:
+    """Let `schedule`, and its optimizer, be where `fresh` is after `count` epochs or steps.
+
+    `fresh` is at its start, on `Settings` of the same optimizer. What it changes in the groups, rates and, with some
+    schedules, momenta, is copied; all else of the optimizer stays.
+    """
+    groups = fresh.optimizer.param_groups
+    before = [dict(group) for group in groups]
+    changed = {"lr", "initial_lr"}
+    for _ in range(count):
+        fresh.optimizer.step()
+        fresh.step()
+        for group, old in zip(groups, before, strict=True):
+            changed |= {name for name, value in group.items() if name != "params" and old.get(name) != value}
+    schedule.load_state_dict(fresh.state_dict())
+    for group, new in zip(schedule.optimizer.param_groups, groups, strict=True):
+        group.update({name: new[name] for name in changed if name in new})
+
+
 def is_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ConfigError
-from .data import ArrayData, Batches, derive_seed
+from .data import ArrayData, Batches
 
 
 class MappedRows:
@@ -63,25 +63,28 @@ class StreamedBatches(Batches):
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         x, *tensors = self.tensors
-        generator = torch.Generator()
+        generator, amounts = self.generators()
         chunks = list(torch.arange(self.rows).split(x.chunk))
         if self.seed is not None:
-            generator.manual_seed(derive_seed(self.seed, self.epoch))
             chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
+        positions = self.positions()
+        wanted = torch.zeros(self.rows, dtype=torch.bool)
+        wanted[torch.cat(positions)] = True
+        sizes = iter([len(batch) for batch in positions])
+        size, passed = next(sizes, 0), 0
         held: tuple[Tensor, ...] = ()
-        batches = 0
         for start in range(0, len(chunks), self.buffer):
             rows = torch.cat(chunks[start : start + self.buffer])
             if self.seed is not None:
                 rows = rows[torch.randperm(len(rows), generator=generator)]
+            rows, passed = rows[wanted[passed : passed + len(rows)]], passed + len(rows)
             read = tuple(t[rows] for t in (x, *tensors))
             held = tuple(torch.cat(pair) for pair in zip(held, read, strict=True)) if held else read
-            last = start + self.buffer >= len(chunks)
-            while len(held[0]) >= self.batch_size or (last and batches < len(self)):
-                batch = tuple(t[: self.batch_size] for t in held)
-                held = tuple(t[self.batch_size :] for t in held)
-                batches += 1
-                yield batch if self.transform is None else self.transform(batch, generator)
+            while 0 < size <= len(held[0]):
+                batch = tuple(t[:size] for t in held)
+                held = tuple(t[size:] for t in held)
+                size = next(sizes, 0)
+                yield batch if self.transform is None else self.transform(batch, amounts)
 
 
 class Streamed(ArrayData):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bp_torch import nn
 
-from ..data import Data
+from ..data import Data, gathered
 from ..figures import TEST, TRAIN, VAL, _axes
 from ..modules import Batch, Classifier, Metrics
 from .scores import Calibration, auc, binary_scores, calibrate, costs, reliability
@@ -113,8 +113,8 @@ class BinaryClassifier(Classifier):
         self.seen.append((batch[1], log_odds(self(batch[0]))))
 
     def on_validation_epoch_end(self) -> None:
-        y, z = (torch.cat(parts).cpu().numpy() for parts in zip(*self.seen, strict=True))
-        self.log("val_auc", auc(y, z) if 0 < y.sum() < len(y) else 0.5)
+        y, z = (gathered(torch.cat(parts)).numpy() for parts in zip(*self.seen, strict=True))
+        self.log("val_auc", auc(y, z) if 0 < y.sum() < len(y) else 0.5, sync_dist=True)
 
     def probabilities(self, outputs: Tensor, data: Data) -> np.ndarray:
         """Calibrated probabilities of class 1, (N,), for outputs of `predict_step`."""

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import ConfigError
-from ..data import Batches, Data, derive_seed
+from ..data import Batches, Data, check_batch_size, derive_seed
 from ..modules import Batch, Metrics, Task, output_shape
 from ..report import Outcome, Section
 
@@ -109,8 +109,8 @@ class BurgersPoints(Data):
         for name, count in (("points", points), ("val_points", val_points), ("given", given)):
             if count < 2:
                 raise ValueError(f"{name} must be at least 2, got {count}")
-        if batch_size is not None and batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, got {batch_size}")
+        if batch_size is not None:
+            check_batch_size(batch_size)
         if not 0 <= focus <= 1:
             raise ValueError(f"focus must be in [0, 1], got {focus}")
         check_viscosity(viscosity)

@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from .. import ConfigError
-from ..data import Data, derive_seed
+from ..data import Data, check_batch_size, derive_seed
 
 UNKNOWN = 0
 """The code of a level that no training row has."""
@@ -30,8 +30,7 @@ def read_table(package: str, name: str) -> Any:
 
 def check_fractions(batch_size: int, val_fraction: float, test_fraction: float | None = None) -> None:
     """Refuse what no split can be made of, by the argument's name."""
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
+    check_batch_size(batch_size)
     shares = {"val_fraction": val_fraction} | ({} if test_fraction is None else {"test_fraction": test_fraction})
     for name, share in shares.items():
         if not 0 < share < 1:

@@ -12,6 +12,7 @@ from .run import (
     EpochSeeds,
     GradientNorms,
     History,
+    diverged,
     replace_file,
     stop_reason,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Summary",
     "View",
     "backprop_view",
+    "diverged",
     "flow_figure",
     "replace_file",
     "stop_reason",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from bp_torch.functions.activation import lookup
 
 from .backprop_records import Call, Layer, generator_state, set_generator_state
 from .backprop_rules import explain
+from .run import PerFit
 
 KNOWN_LOSSES = {
     torch.nn.functional.cross_entropy: torch.nn.CrossEntropyLoss,
@@ -266,7 +267,7 @@ def explained(calls: Sequence[Call]) -> list[Layer]:
     return rows
 
 
-class BackpropView(Callback):
+class BackpropView(PerFit):
     """Show the backpropagation of chosen training steps of any LightningModule.
 
     For each such step, `<folder>/step_<n>.md` and its figures: z, activation, δ, dW and db of every layer with the
@@ -283,6 +284,9 @@ class BackpropView(Callback):
         if any(step < 0 for step in steps):
             raise ValueError(f"steps must not be negative, got {list(steps)}")
         self.steps, self.folder = set(steps), folder
+        self.forget()
+
+    def forget(self) -> None:
         self.batch = 0
         self.recorder: Recorder | None = None
         self.views: dict[int, View] = {}

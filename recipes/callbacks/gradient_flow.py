@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .run import replace_file
+from .run import PerFit, replace_file
 
 ABSENT = -1.0  # in a record: this layer got no gradient, or its update was not measured, in this step
 MEASURES = ("norm", "zeros", "update")
@@ -152,7 +152,7 @@ class FlowRecorder:
         self.values = state["values"].numpy().copy()
 
 
-class GradientFlow(Callback):
+class GradientFlow(PerFit):
     """Watch the gradients of any LightningModule by layer and step (`FlowRecorder` says what is measured).
 
     Writes `gradient_flow.csv` and `gradient_flow.png` at the end, logs `gradient_flow/norm/<layer>` and so on to the
@@ -195,6 +195,9 @@ class GradientFlow(Callback):
         FlowRecorder(torch.nn.Identity(), records)  # for its refusal
         self.vanishing, self.exploding, self.patience = vanishing, exploding, patience
         self.every_n_steps, self.records, self.folder = every_n_steps, records, folder
+        self.forget()
+
+    def forget(self) -> None:
         self.warned: dict[str, list[str]] = {}
         self.step = 0
         self._stepped = False

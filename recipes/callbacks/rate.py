@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder as LightningFinder
 from matplotlib.figure import Figure
 
 from .. import ConfigError, figures
+from .run import PerFit
 
 if TYPE_CHECKING:
     from ..report import Outcome, Section
@@ -22,7 +23,7 @@ SKIPPED = 10
 """The first losses of the test, which are left out: Lightning's running mean starts too low."""
 
 
-class LearningRateFinder(LightningFinder):
+class LearningRateFinder(PerFit, LightningFinder):
     """Find the learning rate before training, by Lightning's range test, and train with it.
 
     The test trains for `num_training_steps` steps while the rate rises from `min_lr` to `max_lr`, ends early where the
@@ -50,6 +51,9 @@ class LearningRateFinder(LightningFinder):
         early_stop_threshold: float | None = 4.0,
     ) -> None:
         super().__init__(min_lr, max_lr, num_training_steps, mode, early_stop_threshold, update_attr=False)
+        self.forget()
+
+    def forget(self) -> None:
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.found: float | None = None
@@ -69,7 +73,8 @@ class LearningRateFinder(LightningFinder):
                 trainer.fit_loop.max_epochs = epochs
             assert self.optimal_lr is not None
             self.rates, self.losses = (list(map(float, self.optimal_lr.results[name])) for name in ("lr", "loss"))
-            self.found = steepest(self.rates, self.losses)
+            # one rate for all processes, each of which saw the losses of its own rows
+            self.found = trainer.strategy.broadcast(steepest(self.rates, self.losses))
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir) / "figures"
                 folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +114,7 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     return float(np.exp(logs[np.gradient(values, logs).argmin()]))
 
 
-class StopAfterReductions(Callback):
+class StopAfterReductions(PerFit):
     """Stop when the learning rate would be lowered once more than `reductions` times. For `ReduceLROnPlateau`.
 
     Early stopping of the second kind: when the validation loss has not fallen for `patience` epochs the schedule lowers
@@ -122,7 +127,11 @@ class StopAfterReductions(Callback):
     def __init__(self, reductions: int = 3) -> None:
         if reductions < 0:
             raise ValueError(f"reductions must be at least 0, got {reductions}")
-        self.reductions, self.done = reductions, 0
+        self.reductions = reductions
+        self.forget()
+
+    def forget(self) -> None:
+        self.done = 0
         self.rate: float | None = None
 
     @property

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .run import replace_file, stop_reason
+from .run import PerFit, replace_file, stop_reason
 
 Row = dict[str, float]
 STAGES = ("train_", "val_", "valid_", "validation_", "test_", "train/", "val/", "valid/", "validation/", "test/")
 
 
-class Report(Callback):
+class Report(PerFit):
     """Write `<name>.md` and its figures when training ends, or is interrupted.
 
     It holds what the module logged by epoch, with the lowest and the highest value of each metric and their epochs; the
@@ -37,6 +37,9 @@ class Report(Callback):
         if not name or Path(name).name != name:
             raise ValueError(f"name must be a file's name without folders, got {name!r}")
         self.folder, self.name = folder, name
+        self.forget()
+
+    def forget(self) -> None:
         self.rows: list[Row] = []
         self.started = time.monotonic()
 

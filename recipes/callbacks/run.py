@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,18 @@ def replace_file(path: Path, write: Any) -> None:
     """Write a file so that, whenever the process dies, `path` holds either the old contents or the new ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save has its own words for it
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,21 +51,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         replace_file(Path(path), lambda file: torch.save(checkpoint, file))
 
 
-class EpochSeeds(Callback):
+class PerFit(Callback):
+    """A callback that may serve several fits: it forgets the one before. What a resumed run knew is restored after."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.current_epoch == 0:
+            self.forget()
+
+    def forget(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must define forget()")
+
+
+class EpochSeeds(PerFit):
     """Reseed torch, NumPy and Python at each epoch from (seed, epoch), so that dropout masks survive a resume.
 
-    The seed is the one last given to `torch.manual_seed`, or the checkpoint's.
+    The seed is the one last given to `torch.manual_seed`, or the checkpoint's. Where several processes train together,
+    those of rank 1 and above reseed from (seed, epoch, rank).
     """
 
     seed: int | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.seed is None:
-            self.seed = torch.initial_seed()
+    def forget(self) -> None:
+        self.seed = torch.initial_seed()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.seed is not None
-        seed = derive_seed(self.seed, trainer.current_epoch, 1)
+        assert self.seed is not None  # set up, or restored
+        rank = [trainer.global_rank] if trainer.global_rank else []
+        seed = derive_seed(self.seed, trainer.current_epoch, 1, *rank)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  the global generator is what other people's code draws from
         random.seed(seed)
@@ -87,10 +109,11 @@ class GradientNorms(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps:
-            pl_module.log_dict({f"grad_norm/{name}": total / self.steps for name, total in self.totals.items()})
+            norms = {f"grad_norm/{name}": total / self.steps for name, total in self.totals.items()}
+            pl_module.log_dict(norms, sync_dist=True)  # all processes have the same gradients
 
 
-class History(Callback):
+class History(PerFit):
     """Keep every logged number of every epoch, with the learning rate and the seconds that the epoch took.
 
     `rates` are the learning rates of the first parameter group by optimizer step, as (steps before it, rate).
@@ -99,6 +122,9 @@ class History(Callback):
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.rates: list[tuple[int, float]] = []
 
@@ -111,9 +137,9 @@ class History(Callback):
             self.rates.append((trainer.global_step, self.learning_rate))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log("lr", self.learning_rate)
+        pl_module.log("lr", self.learning_rate, sync_dist=True)
         current = sorted(trainer.callback_metrics.items())
-        if not validates(trainer):  # Lightning still has those of the last validation
+        if not validates(trainer) or was_cut(trainer):  # Lightning still has those of the last validation
             current = [(name, value) for name, value in current if not name.startswith("val_")]
         metrics = {name: float(value) for name, value in current}
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
@@ -142,15 +168,29 @@ def validates(trainer: Trainer) -> bool:
     return trainer.enable_validation and (every is None or (trainer.current_epoch + 1) % every == 0)
 
 
+def was_cut(trainer: Trainer) -> bool:
+    """At an epoch's end: whether `max_steps` or `max_time` ended it before its last batch, and its validation."""
+    return not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
 def require_metric(trainer: Trainer, key: str, name: str) -> None:
     """Refuse a name that no metric has, when all should be there: in an epoch with validation."""
-    if name not in trainer.callback_metrics and (validates(trainer) or not trainer.enable_validation):
+    due = (validates(trainer) or not trainer.enable_validation) and not was_cut(trainer)
+    if name not in trainer.callback_metrics and due:
         known = ", ".join(sorted(trainer.callback_metrics))
         raise ConfigError(f"{key}: no metric is called {name!r}; there are {known}")
 
 
-class EarlyStopping(LightningEarlyStopping):
-    """Lightning's, except that a run which had already stopped does not train on when it is resumed."""
+class EarlyStopping(PerFit, LightningEarlyStopping):
+    """Lightning's, except that a run which had already stopped does not train on when it is resumed.
+
+    With `strict` a name that no metric has is refused; without, it stops nothing.
+    """
+
+    def forget(self) -> None:
+        self.wait_count = self.stopped_epoch = 0
+        self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
@@ -159,11 +199,14 @@ class EarlyStopping(LightningEarlyStopping):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require_metric(trainer, "early_stopping.monitor", self.monitor)
+        if self.strict:
+            require_metric(trainer, "early_stopping.monitor", self.monitor)
+        if was_cut(trainer) and self.monitor not in trainer.callback_metrics:
+            return
         super().on_train_epoch_end(trainer, pl_module)
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(PerFit, Checkpoint):
     """After each epoch write `checkpoints/last.ckpt`; when `monitor` improved, `checkpoints/best.ckpt` before it.
 
     With None as `monitor` each epoch counts as better than the one before, so that the last one is tested: where a
@@ -171,22 +214,41 @@ class Checkpoints(Checkpoint):
 
     An epoch is the unit: a run that is killed loses the epoch under way, and no more. `last` names the best score so
     far, so it is written second: a kill between the two is repaired when the epoch is run again.
+
+    An epoch that left a weight, a buffer or the optimizer's state NaN or infinite is not written, and ends training:
+    both files stay those of the last finite epochs. What was not finite when training began, such as a mask of -inf,
+    may stay so.
     """
 
     def __init__(self, monitor: str | None = "val_loss", mode: str = "min") -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
         self.monitor, self.mode = monitor, mode
-        self.best_score = float("inf") if mode == "min" else float("-inf")
+        self.forget()
+
+    def forget(self) -> None:
+        self.best_score = float("inf") if self.mode == "min" else float("-inf")
         self.best_epoch = 0
         self.best_model_path = self.last_model_path = ""
+        self.stop_reason: str | None = None
+        self.infinite: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         folder = Path(trainer.default_root_dir) / "checkpoints"
         self.best_model_path, self.last_model_path = str(folder / "best.ckpt"), str(folder / "last.ckpt")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.infinite = set(not_finite(trainer, pl_module))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        lost = [name for name in not_finite(trainer, pl_module) if name not in self.infinite]
+        if not trainer.strategy.reduce_boolean_decision(not lost):
+            named = lost[0] if lost else "what another process trained"
+            self.stop_reason = f"epoch {trainer.current_epoch + 1} left {named} NaN or infinite, and was not saved"
+            trainer.should_stop = True
             return
         if self._improved(trainer):
             self.best_epoch = trainer.current_epoch + 1
@@ -210,11 +272,29 @@ class Checkpoints(Checkpoint):
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
 
 
+def not_finite(trainer: Trainer, module: LightningModule) -> Iterator[str]:
+    """The names of the parameters, buffers and optimizer's tensors that hold NaN or an infinity."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    names = {id(p): name for name, p in module.named_parameters()}
+    states = (
+        (f"the optimizer's {key} of {names.get(id(p), 'a parameter')}", value)
+        for optimizer in trainer.optimizers
+        for p, state in optimizer.state.items()
+        if isinstance(state, dict)
+        for key, value in state.items()
+    )
+    for name, tensor in itertools.chain(tensors, states):
+        if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+            yield name
+
+
 def stop_reason(trainer: Trainer) -> str:
     """Why training ended, in words."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if reason := getattr(callback, "stop_reason", None):
             return str(reason)
+    for callback in callbacks:
         if isinstance(callback, LightningEarlyStopping):
             if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
                 return f"{callback.monitor} had not improved for {callback.wait_count} epochs"
@@ -225,3 +305,14 @@ def stop_reason(trainer: Trainer) -> str:
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs = {trainer.max_epochs} reached"
     return "the trainer's time limit was reached" if trainer.should_stop else "training was interrupted"
+
+
+def diverged(trainer: Trainer) -> bool:
+    """Whether training ended because weights, or the metric that is watched, were NaN or infinite."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(
+        callback.stop_reason is not None
+        if isinstance(callback, Checkpoints)
+        else getattr(callback, "stopping_reason", None) == EarlyStoppingReason.NON_FINITE_METRIC
+        for callback in callbacks
+    )

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import ConfigError, figures
+from .run import PerFit
 
 if TYPE_CHECKING:
     from ..report import Outcome, Section
@@ -114,7 +115,7 @@ class ProximalL1(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stepped = [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
         sizes = [float(p.detach().abs().sum()) for p in stepped if p.ndim > 1]
-        pl_module.log("l1_penalty", self.weight * sum(sizes))
+        pl_module.log("l1_penalty", self.weight * sum(sizes), sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self.hooks:
@@ -125,7 +126,7 @@ class ProximalL1(Callback):
         self.on_train_end(trainer, pl_module)
 
 
-class SparsityReport(Callback):
+class SparsityReport(PerFit):
     """Log the share of exact zeros, of all weights as `sparsity` and by layer as `sparsity/<layer>`; report it.
 
     Weights are parameters of two or more dimensions. A figure over the epochs goes to `figures/sparsity.png` in the
@@ -133,6 +134,9 @@ class SparsityReport(Callback):
     """
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,7 +145,7 @@ class SparsityReport(Callback):
         shares = {f"sparsity/{name}": float((w == 0).double().mean()) for name, w in layers.items()}
         shares["sparsity"] = sum(int((w == 0).sum()) for w in layers.values()) / max(total, 1)
         for name, share in shares.items():
-            pl_module.log(name, share)
+            pl_module.log(name, share, sync_dist=True)
         self.rows.append({"epoch": trainer.current_epoch + 1} | shares)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
