@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,13 +89,74 @@ BAD = {
     "other classes": (["--model.network.out_features", "7"], "model.init_args.network: two rows of data of 10"),
     "unknown metric": (["--early_stopping.monitor", "joy"], "early_stopping.monitor: "),
     "unknown metric to rank by": (["--checkpoints.monitor", "joy"], "checkpoints.monitor: "),
+    "beginning of an option": (
+        ["--trainer.max_epoch", "2"],
+        "--trainer.max_epoch 2; did you mean --trainer.max_epochs?",
+    ),
+    "misspelled, of a class": (["--model.optimizer.ler", "1"], "did you mean lr?"),
+    "misspelled, in a file": (["--config", "misspelled.yaml"], "'trainer.max_epoch'; did you mean trainer.max_epochs?"),
+    "a number for a group": (
+        ["--config", "three.yaml"],
+        "--config: three.yaml: trainer must hold settings by name, got 3",
+    ),
+    "a number, options after it": (
+        ["--config", "three.yaml", "--trainer.max_epochs", "1"],
+        "--config: three.yaml: trainer",
+    ),
+    "a list for a group": (["--config", "list.yaml"], "--config: list.yaml: checkpoints must hold settings by name"),
+    "a config of text": (["--config", "text.yaml"], "--config: text.yaml must hold settings by name, got str"),
+    "a config that is not text": (["--config", "binary.yaml"], "--config: binary.yaml is not UTF-8 text"),
+    "a config that contains itself": (
+        ["--config", "alias.yaml"],
+        "--config: alias.yaml holds a part that contains itself",
+    ),
+    "negative seed": (["--seed_everything", "-1"], "seed_everything: expected a number from 0 to 2³² - 1, got -1"),
+    "batch of 10³⁰": (["--data.batch_size", "1" + 30 * "0"], "data.init_args.batch_size: "),
+    "many threads": (["--threads", "100000"], "threads: at most "),
+    "no epochs": (["--trainer.max_epochs", "0"], "trainer.max_epochs: 0 trains nothing"),
+    "no steps": (["--trainer.max_steps", "0"], "trainer.max_steps: 0 trains nothing"),
+    "no batches": (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches: 0 trains nothing"),
+    "few rows to test": (
+        ["--data.test_fraction", "0.0001"],
+        "data.init_args.val_fraction, test_fraction: 0.0001 of 1797",
+    ),
+    "more folds than rows": (["--data.folds", "400"], "data.init_args.folds: "),
+    "more memory than there is": (
+        ["--model.network.hidden_features", "[1000000000000]"],
+        "model.init_args.network: it needs 256",
+    ),
+    "no such device": (["--trainer.accelerator", "gpu"], "trainer.accelerator: "),
+    "neither min nor max": (["--checkpoints.mode", "up"], "checkpoints.mode: "),
+    "no length known": (
+        ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:00:03"],
+        "model.init_args.schedule: ",
+    ),
+    "an end before the run's": (
+        [
+            "--model.schedule",
+            "torch.optim.lr_scheduler.OneCycleLR",
+            "--model.schedule.total_steps=1",
+            "--model.schedule.max_lr=1",
+        ],
+        "model.init_args.schedule: Tried to step 2 times",
+    ),
+}
+CONFIGS = {
+    "broken.yaml": b"model: [1\n x: {",
+    "unknown.yaml": b"modle:\n  x: 1\n",
+    "three.yaml": b"trainer: 3\n",
+    "list.yaml": b"checkpoints: [1]\n",
+    "text.yaml": b"digits\n",
+    "binary.yaml": b"\xff\xfe\x00",
+    "alias.yaml": b"a: &a [*a]\n",
+    "misspelled.yaml": b"trainer:\n  max_epoch: 3\n",
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_configuration_gets_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("broken.yaml").write_text("model: [1\n x: {")
-    Path("unknown.yaml").write_text("modle:\n  x: 1\n")
+    for name, content in CONFIGS.items():
+        Path(name).write_bytes(content)
     torch.save(torch.ones(2), "tensor.ckpt")
     given, expected = BAD[case]
     arguments = given if case in ("unknown command", "no config") else ["fit", *QUICK, *given]
@@ -103,7 +166,7 @@ def test_bad_configuration_gets_one_line(case: str, capsys: pytest.CaptureFixtur
     assert told.startswith("bp-torch: error: ")
     assert expected in told
     assert len(told) < 400
-    if "metric" not in case:
+    if "metric" not in case and "joy" not in given:
         assert not Path("runs").exists() or not list(Path("runs/digits").iterdir())  # no empty folder of a run
 
 
@@ -210,3 +273,64 @@ def test_fast_dev_run_leaves_nothing_behind() -> None:
 def test_rich_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fit", *QUICK, "--trainer.enable_progress_bar", "true"]) == 0
     assert "Epoch 1/1" in capsys.readouterr().out
+
+
+def test_fewer_steps_than_an_epoch() -> None:
+    """The steps that there are count as the epoch; without a validation, there is no validation loss to rank by."""
+    few = ["--trainer.max_steps", "5", "--report", "true"]
+    assert cli.main(["fit", *QUICK, *few]) == 0
+    run = Path("runs/digits/version_0")
+    assert "| epochs run | 1, tested after epoch 1 |" in (run / "report.md").read_text()
+    assert (run / "figures" / "curves.png").stat().st_size > 5000
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_fewer_steps_than_an_epoch_to_rank_by_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", *QUICK, "--trainer.max_steps", "5", "--checkpoints.monitor", "val_loss"]) == 2
+    told = capsys.readouterr().err
+    assert told == "bp-torch: error: checkpoints.monitor: val_loss was never measured; max_steps = 5 reached\n"
+
+
+LENGTHS = {
+    "steps, cosine": ["--trainer.max_steps", "30"],
+    "steps, StepLR": ["--trainer.max_steps", "30", "--config", "techniques/step"],
+    "steps, no schedule": ["--trainer.max_steps", "30", "--model.schedule", "null"],
+    "time, plateau": ["--trainer.max_time", "00:00:00:01", "--config", "techniques/plateau"],
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_length_without_epochs(name: str) -> None:
+    assert cli.main(["fit", *QUICK, *LENGTHS[name], "--trainer.max_epochs", "-1"]) == 0
+
+
+@pytest.mark.parametrize("name", ["plateau", "early_stopping_lower_rate", "early_stopping"])
+def test_schedules_by_a_metric_with_validation_every_second_epoch(name: str) -> None:
+    every = ["--config", f"techniques/{name}", "--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "4"]
+    assert cli.main(["fit", *QUICK, *every]) == 0
+
+
+def test_the_plateau_counts_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule that watches val_loss is told of each validation once, never of an old one."""
+    told: list[float] = []
+    step = torch.optim.lr_scheduler.ReduceLROnPlateau.step
+
+    def listen(self: Any, metrics: float, *args: Any) -> None:
+        told.append(float(metrics))
+        step(self, metrics, *args)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "step", listen)
+    every = ["--config", "techniques/plateau", "--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "5"]
+    assert cli.main(["fit", *QUICK, *every]) == 0
+    with Path("runs/digits/version_0/metrics.csv").open() as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert told == pytest.approx(losses)
+    assert len(told) == 2
+
+
+def test_a_terminal_that_is_not_unicode() -> None:
+    command = [sys.executable, "-m", "bp_torch.cli", "fit", *QUICK, "--trainer.enable_progress_bar", "true"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, "--trainer.max_epochs", "1"], capture_output=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"this run" in ended.stdout

@@ -154,7 +154,7 @@ def test_slice_copy_pickle() -> None:
     features = mlp[:-1]
     assert features[0] is mlp[0]
     torch.testing.assert_close(mlp[-1](features(x)), mlp(x))
-    for other in (copy.copy.deepcopy(mlp), pickle.loads(pickle.dumps(mlp))):
+    for other in (copy.deepcopy(mlp), pickle.loads(pickle.dumps(mlp))):
         assert torch.equal(other(x), mlp(x))
 
 
@@ -184,9 +184,9 @@ def test_compiled_for_any_batch_size(residual: bool) -> None:
 @pytest.mark.parametrize("norm", [None, "batch"])
 def test_exported_and_traced(norm: str | None) -> None:
     mlp, x = nn.MLP(5, WIDTHS, 3, norm=norm, residual=True, dropout=0.2), torch.randn(7, 5)
-    traced = torch.fx.symbolic_trace(copy.copy.deepcopy(mlp))
+    traced = torch.fx.symbolic_trace(copy.deepcopy(mlp))
     torch.manual_seed(1)
-    expected = copy.copy.deepcopy(mlp)(x)
+    expected = copy.deepcopy(mlp)(x)
     torch.manual_seed(1)
     torch.testing.assert_close(traced(x), expected)
     mlp.eval()

@@ -213,3 +213,39 @@ def test_a_second_run_gets_its_own_folder(uninterrupted: Path, tmp_path: Path) -
     assert run(cli.main, command(root, "--trainer.max_epochs", "1")) == 0
     assert all(path.read_bytes() == content for path, content in before.items())
     assert (root / "version_1" / "checkpoints" / "last.ckpt").is_file()
+
+
+LONGER = {
+    "cosine": ["--model.schedule", "torch.optim.lr_scheduler.CosineAnnealingLR", "--model.schedule.T_max=0"],
+    "one-cycle": [
+        *("--model.schedule", "torch.optim.lr_scheduler.OneCycleLR", "--model.schedule.total_steps=0"),
+        *("--model.schedule.max_lr=0", "--model.interval", "step"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_resumed_for_longer(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From there on the rates, and momenta, are those of a run that was planned as long."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(cli.main, command(whole, *LONGER[name], "--trainer.max_epochs", "4")) == 0
+    assert run(cli.main, command(resumed, *LONGER[name], "--trainer.max_epochs", "2")) == 0
+    assert cli.main(command(resumed, *LONGER[name], "--trainer.max_epochs", "4", "--ckpt_path", "last")) == 0
+    unit = "epochs" if name == "cosine" else "steps"
+    assert f"{unit} long and is now" in capsys.readouterr().err
+    one, two = load(whole, "last"), load(resumed, "last")
+    rates = [[rate for step, rate in c["callbacks"]["History"]["rates"].tolist() if step >= 10] for c in (one, two)]
+    assert rates[0] == rates[1]
+    assert without_times(one["lr_schedulers"]) == without_times(two["lr_schedulers"])
+    groups = [c["optimizer_states"][0]["param_groups"] for c in (one, two)]
+    assert groups[0] == groups[1]
+
+
+def test_resumed_for_less_than_was_done(
+    uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(uninterrupted, root)
+    assert cli.main(command(root, "--trainer.max_epochs", "2", "--ckpt_path", "last")) == 2
+    assert "trainer.max_epochs: 2 is below the 4 epochs that the run has done" in capsys.readouterr().err
+    assert_same(root, uninterrupted)
