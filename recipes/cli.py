@@ -160,7 +160,10 @@ class RecipeCLI(LightningCLI):
         if self.subcommand == "predict":  # each row once, and in order
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
-            return super().instantiate_trainer(default_root_dir=str(self.run), **kwargs)
+            trainer = super().instantiate_trainer(default_root_dir=str(self.run), **kwargs)
+            if given.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+                raise ConfigError("trainer.sync_batchnorm: torch's DistributedDataParallel has it on GPUs alone")
+            return trainer
         except Exception:
             if made:
                 self.run.rmdir()

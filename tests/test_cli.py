@@ -125,6 +125,10 @@ BAD = {
         ["--model.network.hidden_features", "[1000000000000]"],
         "model.init_args.network: it needs 256",
     ),
+    "batch norm of all processes": (
+        ["--trainer.sync_batchnorm", "true", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        "trainer.sync_batchnorm: ",
+    ),
     "no such device": (["--trainer.accelerator", "gpu"], "trainer.accelerator: "),
     "neither min nor max": (["--checkpoints.mode", "up"], "checkpoints.mode: "),
     "no length known": (
