@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Callable
@@ -37,6 +38,33 @@ def retain_graph(c: Context) -> str | None:
     for number in ("second", "third"):
         again = s.pull(roots, leaves, [dy.clone() for dy in upstream(roots)], retain_graph=True)
         c.compare(([], again), ([], first), f"in a {number} backward", c.given)
+    return None
+
+
+@check(
+    "two-calls",
+    "a call before another one's backward, on other values or another number of rows, changes neither's gradients",
+    "a layer used twice (shared weights, a siamese network, an evaluation before backward) trains on the other call's"
+    " values",
+    gradients=True,
+)
+def two_calls(c: Context) -> str | None:
+    s = c.subject
+    later = copy.copy(s)
+    later.seed += 1  # other random numbers
+    # Values in the domain of the given ones, and no multiple of them.
+    others = {"other values": c.given.map(lambda t: 0.9 * t.flatten().flip(0).reshape(t.shape))}
+    if c.rows.batched:
+        index = torch.arange(c.rows.count + 1) % c.rows.count
+        others["another number of rows"] = c.given.rows(c.rows.batched, index)
+    for name, other in others.items():
+        pair = (s, c.given), (later, other)
+        alone = [subject.run(point)[1] for subject, point in pair]
+        called = [(subject(at), leaves) for subject, (at, leaves) in [(one, one.leaves(point)) for one, point in pair]]
+        for k in (1, 0):
+            got = s.pull(*called[k])
+            which = f"with a later call on {name}" if k == 0 else f"on {name}, after another call"
+            c.compare(([], got), ([], alone[k]), which, pair[k][1])
     return None
 
 
@@ -215,24 +243,26 @@ def leaks(c: Context) -> str | None:
     if current_backend() == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         raise NotApplicable("Triton's interpreter leaves cycles of its own to Python's collector")
     s = c.subject
-    at, leaves = s.leaves(c.given)
 
-    def step(call: Callable[..., Any]) -> None:
-        roots = differentiable(call())
+    def step(call: Callable[[Point], Any]) -> None:
+        # Made anew: inputs that are kept count as well.
+        at, _ = s.leaves(c.given.map(lambda t: t.detach().clone()))
+        roots = differentiable(call(at))
         torch.autograd.backward(roots, upstream(roots))
-        for leaf in leaves:
-            leaf.grad = None
 
-    ways: dict[str, Callable[[], Any]] = {
-        "": lambda: s.call(at),
-        "checkpointed, ": lambda: checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False),
+    ways: dict[str, Callable[[Point], Any]] = {
+        "": s.call,
+        "checkpointed, ": lambda at: checkpoint(
+            lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False
+        ),
     }
     for how, call in ways.items():
-        count = 5
-        left = growth(lambda call=call: step(call), count) // count  # type: ignore[misc]
-        if left > 0:
-            hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
-            raise Failed(f"{how}each call leaves {left} bytes behind{hint if how else ''}", c.example(c.given))
+        each, last = growth(lambda call=call: step(call), 5)  # type: ignore[misc]
+        hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
+        if each > 0:
+            raise Failed(f"{how}each call leaves {each} bytes behind{hint if how else ''}", c.example(c.given))
+        if last > 0:
+            raise Failed(f"{how}{last} bytes of a call are kept until the next", c.example(c.given))
     return None
 
 
@@ -256,8 +286,11 @@ class _Storages(TorchDispatchMode):
         return sum(size for ref, size in self.made.values() if not ref.expired())
 
 
-def growth(step: Callable[[], None], count: int) -> int:
-    """Bytes of tensors that ``count`` calls leave behind, without Python's collector."""
+def growth(step: Callable[[], None], count: int) -> tuple[int, int]:
+    """Bytes of tensors that each of ``count`` calls leaves behind, and that one more does, without Python's collector.
+
+    What the next call frees is left by the last alone.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -265,11 +298,13 @@ def growth(step: Callable[[], None], count: int) -> int:
             for _ in range(2):  # what is made once: caches, and what torch imports when first asked
                 step()
         on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
-        with _Storages() as storages:
+        with _Storages() as before:
             for _ in range(count):
                 step()
+        with _Storages() as storages:
+            step()
         on_gpu = (torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0) - on_gpu
-        return max(storages.left(), on_gpu)
+        return max(before.left(), on_gpu) // count, storages.left()
     finally:
         if enabled:
             gc.enable()
