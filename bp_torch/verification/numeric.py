@@ -153,6 +153,8 @@ class _Line:
             if error <= 1e-5 * scale + 10 * doubt + 30 * floor:
                 # Nothing is said of a difference that the numerical derivative does not resolve itself.
                 return "imprecise" if doubt < error / 100 and error > 30 * floor else "right"
+            if doubt > max(0.1 * abs(numerical), 100 * floor):
+                continue  # the function bends within the stencil: steep at x, and flat around
             return "unclear" if self.kink(on, 1e-6 * near, numerical, scale) else "wrong"
         return "unclear"
 

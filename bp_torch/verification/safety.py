@@ -250,19 +250,17 @@ def leaks(c: Context) -> str | None:
         roots = differentiable(call(at))
         torch.autograd.backward(roots, upstream(roots))
 
-    ways: dict[str, Callable[[Point], Any]] = {
-        "": s.call,
-        "checkpointed, ": lambda at: checkpoint(
-            lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False
-        ),
-    }
-    for how, call in ways.items():
-        each, last = growth(lambda call=call: step(call), 5)  # type: ignore[misc]
-        hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
-        if each > 0:
-            raise Failed(f"{how}each call leaves {each} bytes behind{hint if how else ''}", c.example(c.given))
-        if last > 0:
+    def recomputed(at: Point) -> Any:
+        return checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False)
+
+    count = 5
+    for how, call in {"": s.call, "checkpointed, ": recomputed}.items():
+        left = growth(lambda call=call: step(call), count)  # type: ignore[misc]
+        if left > 0 and left == (last := growth(lambda call=call: step(call), 1)):  # type: ignore[misc]
             raise Failed(f"{how}{last} bytes of a call are kept until the next", c.example(c.given))
+        if left > 0:
+            hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
+            raise Failed(f"{how}each call leaves {left // count} bytes behind{hint if how else ''}", c.example(c.given))
     return None
 
 
@@ -286,11 +284,8 @@ class _Storages(TorchDispatchMode):
         return sum(size for ref, size in self.made.values() if not ref.expired())
 
 
-def growth(step: Callable[[], None], count: int) -> tuple[int, int]:
-    """Bytes of tensors that each of ``count`` calls leaves behind, and that one more does, without Python's collector.
-
-    What the next call frees is left by the last alone.
-    """
+def growth(step: Callable[[], None], count: int) -> int:
+    """Bytes of tensors that ``count`` calls leave behind, without Python's collector."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -298,13 +293,11 @@ def growth(step: Callable[[], None], count: int) -> tuple[int, int]:
             for _ in range(2):  # what is made once: caches, and what torch imports when first asked
                 step()
         on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
-        with _Storages() as before:
+        with _Storages() as storages:
             for _ in range(count):
                 step()
-        with _Storages() as storages:
-            step()
         on_gpu = (torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0) - on_gpu
-        return max(before.left(), on_gpu) // count, storages.left()
+        return max(storages.left(), on_gpu)
     finally:
         if enabled:
             gc.enable()
