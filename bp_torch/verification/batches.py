@@ -69,7 +69,7 @@ def batch_sizes(c: Context) -> str | None:
     rows = c.need_rows()
     notes = []
     for n in (2, 2 * rows.count + 1):
-        point, _ = _many(c.exact, rows, n)
+        point, _ = many(c.exact, rows, n)
         what = f"for {n} rows the gradient of"
         notes.append(report(c, first_order(c, c.subject, point, entries=8), point, what, c.subject.names))
     return next(filter(None, notes), None)
@@ -88,7 +88,7 @@ def odd_sizes(c: Context) -> str | None:
     if rows.kind is None:
         raise NotApplicable("the result of a row depends on the other rows")
     for n in ODD:
-        point, parts = _many(c.given, rows, n)
+        point, parts = many(c.given, rows, n)
         try:
             got = s.run(point, _ones(c, point) if rows.kind != "each" else None)
         except Exception as error:
@@ -117,7 +117,7 @@ def _ones(c: Context, point: Point) -> list[Tensor]:
     return [torch.ones_like(y) for y in roots]
 
 
-def _many(point: Point, rows: Rows, n: int) -> tuple[Point, list[Point]]:
+def many(point: Point, rows: Rows, n: int) -> tuple[Point, list[Point]]:
     """n rows made of the point's, each a little different, and the same in parts of at most two rows more."""
     big = point.rows(rows.batched, torch.arange(n) % rows.count)
     factors = 1 + 0.1 * torch.linspace(-1, 1, n, dtype=torch.float64)

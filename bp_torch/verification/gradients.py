@@ -91,7 +91,7 @@ def zeros(c: Context) -> str | None:
             zero = (factor == 0).reshape(-1).nonzero().reshape(-1).cpu()[:4]
 
             def only(k: int, g: Tensor, i: int = i, zero: Tensor = zero) -> Tensor:
-                return torch.cat([not_finite(g)[:4], zero[: 4 * (k == i)]])
+                return torch.cat([not_finite(g)[:4], zero[: 4 * (k == i)]]).unique()
 
             found = first_order(c, c.subject, point, only=only)
             if found.wrong:  # an entry at a kink has no derivative

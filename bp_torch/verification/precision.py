@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .batches import many
 from .context import Context
 from .gradients import first_order
 from .numeric import difference
@@ -20,13 +21,20 @@ DIGITS = (
 
 @check(
     "reference",
-    "values and gradients equal those of reference=, in float64, NaN and Inf included",
+    "values and gradients equal those of reference=, in float64, for other batch sizes too, NaN and Inf included",
     "results differ from those of the code it replaces",
 )
 def reference(c: Context) -> str | None:
     if c.reference is None:
         raise NotApplicable("no reference= was given")
     c.compare(c.subject.run(c.exact), c.reference.run(c.exact), "unlike the reference", c.exact, 1e-7)
+    for n in (1, 2, 2 * c.rows.count + 1) if c.rows.batched else ():
+        point, _ = many(c.exact, c.rows, n)
+        try:
+            wanted = c.reference.run(point)
+        except (RuntimeError, ValueError):
+            continue  # the reference refuses so few rows
+        c.compare(c.subject.run(point), wanted, f"unlike the reference with {n} rows", point, 1e-7)
     for value in (float("nan"), float("inf"), -float("inf")):
         point = c.exact.map(torch.clone)
         for i in c.need_inputs()[:1]:

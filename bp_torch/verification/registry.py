@@ -75,18 +75,19 @@ _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     # aten/src/ATen/functorch: operators and programs that cannot be batched
     (RuntimeError, r"Batching rule not implemented for \S+[.;] (We could not generate a|the) fallback"),
     (RuntimeError, r"vmap: [wW]e do not yet support "),
-    (
-        RuntimeError,
-        r"vmap: It looks like you're (calling \.item\(\) on a Tensor|attempting to use a Tensor in some data-dep)",
-    ),
+    (RuntimeError, r"vmap: It looks like you're (either \(1\) )?calling \.item\(\) on a Tensor"),
+    (RuntimeError, r"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow"),
     (RuntimeError, r"vmap: We do not support batching operators that can support dynamic shape"),
     (
         RuntimeError,
         r"vmap: aten::\S+\(self, \*extra_args\) is not possible because there exists a Tensor `other` in extra_args",
     ),
     (RuntimeError, r"Batch norm got a batched tensor as input while the running_mean or running_var, which will be up"),
-    # aten/src/ATen/Dispatch.h, NativeUtils and SpectralOps: operators without a kernel for a low precision. Without one
-    # for integers, or for float64, it is not the dtype that is at fault.
+    # aten/src/ATen/functorch and c10/core/TensorImpl.cpp: what a transform wraps has no memory of its own for a kernel
+    (NotImplementedError, r"Cannot access storage of (TensorWrapper|BatchedTensorImpl)$"),
+    (RuntimeError, r"Cannot access data pointer of Tensor that doesn't have storage$"),
+    # aten/src/ATen/Dispatch.h, native/LinearAlgebraUtils.h and native/SpectralOps.cpp: operators without a kernel for a
+    # low precision. Where there is none for integers or float64, it is not the dtype that is at fault.
     (NotImplementedError, r""""\S+" not implemented for '(Half|BFloat16|ComplexHalf)'$"""),
     (RuntimeError, r"linalg\.\S+: Low precision dtypes not supported\. Got (Half|BFloat16)$"),
     (RuntimeError, r"Unsupported dtype (Half|BFloat16)$"),

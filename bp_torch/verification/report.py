@@ -49,8 +49,13 @@ class Report:
     def unfinished(self) -> tuple[Result, ...]:
         return tuple(r for r in self.results if r.state == NOT_FINISHED)
 
+    @property
+    def clean(self) -> bool:
+        """Whether nothing failed or ran out of time, be it that nothing applied."""
+        return not self.failures and not self.unfinished
+
     def __bool__(self) -> bool:
-        return bool(self.count(PASSED)) and not self.failures and not self.unfinished
+        return self.clean and self.count(PASSED) > 0
 
     def __getitem__(self, name: str) -> Result:
         """The result of a check by its name."""

@@ -6,13 +6,14 @@ import copy
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from ..backends import current_backend
@@ -245,10 +246,12 @@ def leaks(c: Context) -> str | None:
     s = c.subject
 
     def step(call: Callable[[Point], Any]) -> None:
-        # Made anew: inputs that are kept count as well.
-        at, _ = s.leaves(c.given.map(lambda t: t.detach().clone()))
+        # Inputs are made anew, so that those that are kept count as well.
+        at, leaves = s.leaves(replace(c.given, inputs=tree_map_only(Tensor, torch.clone, c.given.inputs)))
         roots = differentiable(call(at))
         torch.autograd.backward(roots, upstream(roots))
+        for leaf in leaves:
+            leaf.grad = None
 
     def recomputed(at: Point) -> Any:
         return checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False)

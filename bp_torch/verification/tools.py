@@ -89,17 +89,9 @@ def compiled_transforms(c: Context) -> str | None:
         raise NotApplicable("random numbers differ from one call after another")
     floats, first = c.given.floats, s.wanted[0]
     captured = [torch.nn.Parameter(t.clone(), requires_grad=k in s.wanted) for k, t in enumerate(floats)]
-    function = _flat(s.module if s.module is not None else s.function, s.in_place)
 
-    def run(given: list[Tensor]) -> list[Tensor]:
-        point = c.given.put(given)
-        args = tree_unflatten(list(point.inputs), s.spec)
-        if s.module is None:
-            return list(function(*args))
-        state = {name: b.clone() for name, b in s.buffers.items()}
-        state |= dict(zip(s.parameter_names, point.parameters, strict=True))
-        ys = torch.func.functional_call(s.module, state, args)
-        return [as_real(y) for y in tree_leaves(ys) if isinstance(y, Tensor)]
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return s.outputs(c.given.put(given))
 
     def loss(*wanted: Tensor) -> Tensor:  # of the wanted tensors, all else constant
         given = [t.detach() for t in floats]
@@ -110,7 +102,7 @@ def compiled_transforms(c: Context) -> str | None:
     def loss_of_first(t: Tensor) -> Tensor:  # beside parameters that autograd tracks
         return sum_of(run([t if k == first else p for k, p in enumerate(captured)]))
 
-    def sum_of(ys: list[Tensor]) -> Tensor:
+    def sum_of(ys: Sequence[Tensor]) -> Tensor:
         return torch.stack([torch.sin(0.7 * y).sum() for y in ys if y.is_floating_point()]).sum()
 
     everything = tuple(range(len(s.wanted)))
@@ -129,8 +121,11 @@ def compiled_transforms(c: Context) -> str | None:
             s.sow()
             expected = f(*point)
             got = torch.compile(f, backend=c.compiler, fullgraph=True)(*point)
-        except Exception:
-            refused.append(name)  # an error is no wrong number; that of the subject alone is told by other checks
+        except Exception as error:
+            # That a compiler does not take what works without it is no wrong number.
+            if refusal(error) is None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise Failed(f"{name} raises {line(error)}", c.example(c.given)) from error
+            refused.append(name)
             continue
         finally:
             torch._dynamo.reset()
