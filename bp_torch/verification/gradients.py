@@ -76,30 +76,6 @@ def gradcheck(c: Context) -> str | None:
 
 
 @check(
-    "zeros",
-    "where an input is 0 its gradient equals the numerical one, and none is NaN where one-sided derivatives converge",
-    "a zero in the data (padding, a silent pixel, a masked row) turns every weight into NaN, or gets a wrong gradient",
-    gradients=True,
-)
-def zeros(c: Context) -> str | None:
-    for i in c.need_inputs():
-        x = c.exact.floats[i]
-        column = torch.ones_like(x)
-        column[..., :1] = 0
-        for name, factor in (("is 0", torch.zeros_like(x)), ("has a column of zeros", column)):
-            point = c.exact.put([t * factor if k == i else t for k, t in enumerate(c.exact.floats)])
-            zero = (factor == 0).reshape(-1).nonzero().reshape(-1).cpu()[:4]
-
-            def only(k: int, g: Tensor, i: int = i, zero: Tensor = zero) -> Tensor:
-                return torch.cat([not_finite(g)[:4], zero[: 4 * (k == i)]]).unique()
-
-            found = first_order(c, c.subject, point, only=only)
-            if found.wrong:  # an entry at a kink has no derivative
-                report(c, found, point, f"where {c.subject.names[i]} {name}, the gradient of", c.subject.names)
-    return None
-
-
-@check(
     "gradgradcheck",
     "the gradient of the gradient equals its numerical derivative, in float64",
     "gradient penalties, force fields and physics-informed losses are silently wrong",
@@ -213,6 +189,30 @@ def undefined_gradients(c: Context) -> str | None:
         got = s.pull(hidden, leaves, dys)
         name = f"output {lost}" if count > 1 else "the output"
         c.compare(([], got), ([], expected), f"where the gradient of {name} is undefined", c.exact)
+    return None
+
+
+@check(
+    "zeros",
+    "where an input is 0 its gradient equals the numerical one, and none is NaN where one-sided derivatives converge",
+    "a zero in the data (padding, a silent pixel, a masked row) turns every weight into NaN, or gets a wrong gradient",
+    gradients=True,
+)
+def zeros(c: Context) -> str | None:
+    for i in c.need_inputs():
+        x = c.exact.floats[i]
+        column = torch.ones_like(x)
+        column[..., :1] = 0
+        for name, factor in (("is 0", torch.zeros_like(x)), ("has a column of zeros", column)):
+            point = c.exact.put([t * factor if k == i else t for k, t in enumerate(c.exact.floats)])
+            zero = (factor == 0).reshape(-1).nonzero().reshape(-1).cpu()[:4]
+
+            def only(k: int, g: Tensor, i: int = i, zero: Tensor = zero) -> Tensor:
+                return torch.cat([not_finite(g)[:4], zero[: 4 * (k == i)]]).unique()
+
+            found = first_order(c, c.subject, point, only=only)
+            if found.wrong:  # an entry at a kink has no derivative
+                report(c, found, point, f"where {c.subject.names[i]} {name}, the gradient of", c.subject.names)
     return None
 
 
