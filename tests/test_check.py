@@ -403,7 +403,8 @@ def test_no_false_alarm_at_zero(f: Any) -> None:
 @pytest.mark.parametrize("f", [torch.fft.fft, torch.fft.rfft, torch.abs, torch.angle, lambda z: z @ z.mH], ids=str)
 def test_no_false_alarm_of_complex_functions(f: Any) -> None:
     z = t(4, 4, dtype=torch.float32 if f is torch.fft.rfft else torch.complex64)
-    report = bp_torch.check(f, z, skip=["compiled-transforms", "tails"], **PATIENT)
+    # MKL's transform of no rows is an error of its own.
+    report = bp_torch.check(f, z, skip=["compiled-transforms", "empty-batch"], **PATIENT)
     assert report, report
 
 

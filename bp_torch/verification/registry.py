@@ -86,11 +86,11 @@ _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     # aten/src/ATen/functorch and c10/core/TensorImpl.cpp: what a transform wraps has no memory of its own for a kernel
     (NotImplementedError, r"Cannot access storage of (TensorWrapper|BatchedTensorImpl)$"),
     (RuntimeError, r"Cannot access data pointer of Tensor that doesn't have storage$"),
-    # aten/src/ATen/Dispatch.h, native/LinearAlgebraUtils.h and native/SpectralOps.cpp: operators without a kernel for a
+    # aten/src/ATen/Dispatch.h, native/LinearAlgebraUtils.h and native/*/SpectralOps: operators without a kernel for a
     # low precision. Where there is none for integers or float64, it is not the dtype that is at fault.
     (NotImplementedError, r""""\S+" not implemented for '(Half|BFloat16|ComplexHalf)'$"""),
     (RuntimeError, r"linalg\.\S+: Low precision dtypes not supported\. Got (Half|BFloat16)$"),
-    (RuntimeError, r"Unsupported dtype (Half|BFloat16)$"),
+    (RuntimeError, r"(Unsupported dtype|MKL FFT doesn't support tensors of type:) (Half|BFloat16)$"),
     # torch/nn/functional.py, aten/src/ATen/native/RNN.cpp and Loss.cpp: batches and values without a meaning
     (ValueError, r"Expected more than 1 (value per channel|spatial element) when training, got input size "),
     (RuntimeError, r"Expected sequence length to be larger than 0 in RNN$"),
