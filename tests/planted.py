@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from defects import (
     BiasOff,
+    Centre,
     DeafDropout,
     DenseStrides,
     Dropout,
@@ -15,26 +16,45 @@ from defects import (
     Float32Constant,
     Float32Inside,
     ForgetsState,
+    FreesItsMask,
     Gate,
     GateFrozen,
+    IgnoresInDims,
     Int32Offsets,
+    KeepsEachOutput,
     KeepsOutput,
     KeepsUnsaved,
     LastBlockDropped,
     Linear,
     Lookup,
+    Magnitude,
+    Masked,
     NaNSwallowed,
+    NeedsBoth,
+    NoConjugate,
+    OneBatchSize,
     Overflows,
     OverwritesGradient,
     OverwritesSaved,
+    Product,
+    Quotient,
     ReLU,
     RightBatchNorm,
+    Rotate,
+    Rotation,
+    RotationNoConjugate,
     RowScale,
+    RunningSum,
     SavedIntermediate,
     Scale,
+    SharesState,
+    SineAndCosine,
     Softplus,
     Square,
+    Times,
     TrustsNeeds,
+    ZeroForNone,
+    ZeroTimesInfinity,
     breaks_graph,
     one_pass,
     two_pass,
@@ -45,7 +65,8 @@ from torch import Tensor
 
 
 def t(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(*shape, generator=seeded(seed), dtype=wide).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ PLANTED: dict[str, Planted] = {
     "bias gradient off by 1 %": Planted(
         BiasOff, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "gradcheck", "the gradient of b[",
         # Compiled inside a transform, a user's Function is differentiated through its forward: not off there.
-        also=("one-row", "compiled-transforms"), shape=(1, 5),
+        also=("zeros", "one-row", "batch-sizes", "compiled-transforms"), shape=(1, 5),
     ),
     "double backward through a saved intermediate": Planted(
         SavedIntermediate, Square, (t(4, 5),), "gradgradcheck", "the gradient's gradient by x[", shape=(1, 5),
@@ -120,6 +141,45 @@ PLANTED: dict[str, Planted] = {
     ),
     "output kept for forward mode": Planted(
         KeepsOutput, ReLU, (t(4, 5),), "leaks", "checkpointed, each call leaves",
+    ),
+    "each output kept": Planted(KeepsEachOutput, ReLU, (t(4, 5),), "leaks", "each call leaves", also=("compile",)),
+    "state shared by two calls": Planted(
+        SharesState, Masked, (t(4, 5),), "two-calls", "with a later call on other values: the gradient of x is",
+        also=("leaks", "compile"), shape=(1, 5),
+    ),
+    "mask freed by the first backward": Planted(
+        FreesItsMask, Masked, (t(4, 5),), "retain-graph", "raises TypeError: unsupported operand type(s)",
+        also=("gradcheck", "batched-gradients", "undefined-gradients", "strided-gradients", "zero-stride-gradients",
+              "large-offsets"),
+    ),
+    "one of two gradients missing": Planted(
+        NeedsBoth, SineAndCosine, (t(4, 5),), "undefined-gradients", "raises TypeError: unsupported operand type(s)",
+    ),
+    "vmap rule that takes in_dim 0 for none": Planted(
+        ZeroForNone, Times, (t(4, 5), t(4, 5, seed=1)), "vmap", "(in_dims 0, out_dims 0): the output is shape",
+        also=("per-sample-gradients",),
+    ),
+    "vmap rule that ignores in_dims": Planted(
+        IgnoresInDims, RunningSum, (t(4, 5),), "vmap", "(in_dims 1, out_dims -1): the output is shape",
+    ),
+    "complex gradient without the conjugate": Planted(
+        NoConjugate, Rotate, (t(4, 3), t(3, dtype=torch.complex64)), "gradcheck", "the gradient of view_as_real(w)[",
+        also=("zeros", "one-row", "batch-sizes"), shape=(1, 3),
+    ),
+    "complex parameter's gradient without the conjugate": Planted(
+        RotationNoConjugate(), Rotation(), (t(4, 3),), "gradcheck", "the gradient of view_as_real(w)[",
+        also=("zeros", "one-row", "batch-sizes", "evaluation"), shape=(1, 3),
+    ),
+    "NaN at zero": Planted(
+        ZeroTimesInfinity, Magnitude, (t(4, 5),), "zeros", "where x is 0, the gradient of x[0, 0] is nan", shape=(1, 5),
+    ),
+    "wrong at one zero": Planted(
+        Quotient, Product, (t(4, 5),), "zeros", "where x has a column of zeros, the gradient of x[0, 0] is",
+        shape=(1, 5),
+    ),
+    "right for one batch size": Planted(
+        OneBatchSize, Centre, (t(6, 5),), "batch-sizes", "for 2 rows the gradient of x[",
+        also=("one-row", "compile"), shape=(2, 5),
     ),
     "parameter missing from state_dict": Planted(ForgetsState(), Lookup(), (t(4, 5),), "state-dict", "leaves"),
 }  # fmt: skip

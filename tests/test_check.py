@@ -8,22 +8,24 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
-from defects import BiasOff, Linear
+from defects import BiasOff, KeepsEachInput, Linear, Misspelled, Tied
 from planted import PLANTED, Planted, t
 from test_readme import assert_same_output, blocks_of
 from torch import Tensor, nn
+from torch.func import vmap
 from torch_modules import MODULES
 
 import bp_torch
 from bp_torch.verification import CHECKS, Report
 from bp_torch.verification.numeric import compare_gradients, difference
-from bp_torch.verification.registry import describe
+from bp_torch.verification.registry import describe, refusal
 from bp_torch.verification.subject import Subject
 
 ONE_BACKEND = "the subjects are torch's and this file's own, which know no backend"
@@ -65,8 +67,10 @@ TORCHS_OWN = {
     "Hardsigmoid": {"float64"},
     "RReLU": {"checkpoint"},
     "InstanceNorm2d": {"empty-batch"},
-    "GRU": {"per-sample-gradients"},
+    "MultiheadAttention": {"vmap"},
+    "GRU": {"per-sample-gradients", "compiled-transforms"},
     "LSTM": {"per-sample-gradients"},
+    "RNNCell": {"compiled-transforms"},
 }
 SMALL = ["Dropout", "BatchNorm2d", "Conv2d", "CrossEntropyLoss", "Embedding", "GELU", "Hardsigmoid", "LayerNorm"]
 OTHERS = {name for name in MODULES if name not in SMALL}
@@ -258,19 +262,20 @@ def test_reference_decides() -> None:
     assert module, module
 
 
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return dy * x.exp()
+
+
 def test_refusals_are_limits_and_other_errors_failures() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.exp()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, dy: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return dy * x.exp()
-
     report = bp_torch.check(Once, t(4, 5), checks=["gradcheck", "gradgradcheck", "forward-mode"])
     assert [r.state for r in report.results] == ["passed", "not applicable", "not applicable"]
     assert "refused: RuntimeError: trying to differentiate twice" in report["gradgradcheck"].detail
@@ -282,6 +287,143 @@ def test_refusals_are_limits_and_other_errors_failures() -> None:
 
     report = bp_torch.check(Crashes, t(4, 5), checks=["gradcheck"])
     assert report["gradcheck"].detail.startswith("raises RuntimeError: function CrashesBackward returned")
+
+
+def test_no_backward_is_a_failure_and_no_refusal() -> None:
+    report = bp_torch.check(Misspelled, t(4, 5), **PATIENT)
+    assert {"gradcheck", "gradgradcheck", "frozen", "retain-graph", "compile"} <= {r.name for r in report.failures}
+    assert report["gradcheck"].detail.startswith("raises NotImplementedError: You must implement either the backward")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("unsupported operand type(s) for *: 'NoneType' and 'Tensor'"),
+        NotImplementedError("double backward is not supported"),
+        NotImplementedError("You must implement either the backward or vjp method for your custom autograd.Function"),
+        NotImplementedError("""\"bincount_cpu\" not implemented for 'Float'"""),
+        RuntimeError("this batch is not supported by vmap"),
+        ValueError("trying to differentiate twice a function that was marked with @once_differentiable"),
+        RuntimeError("cannot reshape tensor of 0 elements into shape [0, -1]"),
+    ],
+)
+def test_only_torchs_own_words_are_a_refusal(error: Exception) -> None:
+    assert refusal(error) is None
+
+
+def test_torchs_own_words_are_a_refusal() -> None:
+    """As this torch says them."""
+    x = t(3, 2)
+    gru = torch.compile(nn.GRU(2, 2), backend="eager", fullgraph=True)
+    linear = nn.Linear(2, 2)
+    norm = nn.BatchNorm1d(2)
+    calls: list[Callable[[], Any]] = [
+        lambda: vmap(Once.apply)(x),
+        lambda: vmap(Scaled.apply)(x),
+        lambda: torch.func.jvp(Scaled.apply, (x,), (x,)),
+        lambda: torch.func.jvp(lambda w: nn.functional.embedding_bag(torch.zeros(1, 1).long(), w), (x,), (x,)),
+        lambda: vmap(lambda t: t * t.sum().item())(x),
+        lambda: vmap(lambda t: t if t.sum() > 0 else -t)(x),
+        lambda: vmap(lambda t: t[t > 0])(x),
+        lambda: vmap(lambda t: torch.zeros(2).lerp_(t, 0.5))(x),
+        lambda: vmap(norm)(x[None]),
+        lambda: vmap(nn.RReLU(), randomness="different")(x),
+        lambda: torch.cdist(x.half(), x.half()),
+        lambda: torch.linalg.inv(torch.eye(2).bfloat16()),
+        lambda: torch.fft.fft(x.half()),
+        lambda: norm(x[:1]),
+        lambda: bp_torch.nn.BatchNorm1d(2)(x[:1]),
+        lambda: nn.functional.binary_cross_entropy(2 + x.abs(), x),
+        lambda: nn.LSTM(2, 2)(torch.zeros(0, 1, 2)),
+        lambda: gru(x[None]),
+        lambda: vmap(lambda t: linear(t).data_ptr())(x),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            call()
+        assert refusal(caught.value) is not None, (number, caught.value)
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 3 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return 3 * dy
+
+
+def test_a_report_in_which_nothing_applied_is_not_true() -> None:
+    report = bp_torch.check(nn.ReLU(), t(4, 5), checks=["state-dict", "seed"])
+    assert [r.state for r in report.results] == ["not applicable"] * 2
+    assert not report
+    assert report.clean
+    assert report.summary == "ReLU: 2 not applicable, so nothing was checked"
+    assert not json.loads(report.to_json())["passed"]
+    with pytest.raises(AssertionError, match="nothing was checked"):
+        bp_torch.assert_correct(nn.ReLU(), t(4, 5), checks=["state-dict", "seed"])
+
+
+def test_float32_alone_is_a_failure_of_float64() -> None:
+    def only(x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("expected float32")
+        return x.sin()
+
+    report = bp_torch.check(only, t(4, 5), checks=["gradcheck", "float64", "tails"])
+    assert [r.state for r in report.results] == ["passed", "failed", "not applicable"]
+    assert report["float64"].detail == "raises TypeError: expected float32"
+
+
+def test_a_nan_in_the_gradient_is_no_kink() -> None:
+    """One entry of many, where the function is smooth."""
+    x = torch.linspace(0.3, 2, 90, dtype=torch.float64)
+    g = x.exp()
+    g[7] = torch.nan
+    found = compare_gradients(lambda ts: [ts[0].exp()], [x], [g], [torch.ones(90, dtype=torch.float64)], [0])
+    assert {w.index for w in found.wrong} == {(7,)}
+    # √x at 0 has none: right of it the derivative grows without limit, left of it there is no value.
+    x = torch.zeros(1, dtype=torch.float64)
+    found = compare_gradients(lambda ts: [ts[0].sqrt()], [x], [torch.full_like(x, torch.inf)], [torch.ones(1)], [0])
+    assert not found.wrong
+
+
+@pytest.mark.parametrize("f", [torch.sqrt, torch.special.xlog1py, torch.linalg.vector_norm, torch.sgn], ids=str)
+def test_no_false_alarm_at_zero(f: Any) -> None:
+    inputs = (t(4, 3).abs(), t(4, 3, seed=1).abs()) if f is torch.special.xlog1py else (t(4, 3).abs(),)
+    report = bp_torch.check(f, *inputs, checks=["zeros"])
+    assert report, report
+
+
+@pytest.mark.parametrize("f", [torch.fft.fft, torch.fft.rfft, torch.abs, torch.angle, lambda z: z @ z.mH], ids=str)
+def test_no_false_alarm_of_complex_functions(f: Any) -> None:
+    z = t(4, 4, dtype=torch.float32 if f is torch.fft.rfft else torch.complex64)
+    # MKL's transform of no rows is an error of its own.
+    report = bp_torch.check(f, z, skip=["compiled-transforms", "empty-batch"], **PATIENT)
+    assert report, report
+
+
+def test_kept_inputs_are_leaks() -> None:
+    report = bp_torch.check(KeepsEachInput, t(4, 5), checks=["leaks"])
+    assert report["leaks"].detail.startswith("each call leaves 80 bytes")
+
+
+def test_no_false_alarm_of_tied_weights() -> None:
+    report = bp_torch.check(Tied(), t(4, 5), skip=["gradgradcheck", "odd-sizes"], **PATIENT)
+    assert report, report
+
+
+def test_the_reference_decides_for_other_batch_sizes() -> None:
+    def a_quarter(x: Tensor) -> Tensor:
+        return x.sum(0) / 4
+
+    assert bp_torch.check(a_quarter, t(4, 5), reference=a_quarter, checks=["reference"])
+    assert not bp_torch.check(a_quarter, t(4, 5), reference=lambda x: x.mean(0), checks=["reference"])
 
 
 def test_large_tensors_are_searched_for_one_wrong_entry() -> None:

@@ -176,6 +176,14 @@ def test_a_failure_of_the_library_is_status_1(
     assert "failed: gradcheck" in capsys.readouterr().out
 
 
+def test_nothing_that_applies_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "mine:Scale", "--input", "4,8", "--input", "8", "--checks", "seed,state-dict"]) == 1
+    assert "so nothing was checked" in capsys.readouterr().out
+    # In the library one layer that a check does not apply to is no failure: another is.
+    assert cli.main(["check", "--only", "nn.Dropout", "--quick", "--backend", "torch", "--checks", "seed"]) == 0
+    assert cli.main(["check", "--only", "nn.Linear", "--quick", "--backend", "torch", "--checks", "seed"]) == 1
+
+
 def test_check_needs_no_recipes() -> None:
     code = "import sys; from bp_torch import cli; cli.main(['check', '--list']); sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

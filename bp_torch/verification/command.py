@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bp-torch check",
         description="Run every check of docs/check.md. Without a target: on this library's own layers, on every"
         " backend there is (Triton's with a GPU, or in its interpreter with TRITON_INTERPRET=1)."
-        " Exit status: 0, 1 if a check failed or did not finish, 2 if the command is wrong.",
+        " Exit status: 0, 1 if a check failed or did not finish or none applied, 2 if the command is wrong.",
     )
     p.add_argument(
         "target", nargs="?", help="package.module:Name of an autograd Function, a function, a module or its class"
@@ -255,14 +255,15 @@ def _library(options: argparse.Namespace, names: list[str]) -> int:
             reports.append((backend, case.name, report, time.monotonic() - began))
             counts = ", ".join(f"{report.count(s)} {s}" for s in (PASSED, FAILED, NOT_FINISHED) if report.count(s))
             print(f"{backend:<7} {case.name:<40} {counts}", flush=True)
-            if not report:
+            if not report.clean:
                 print(report.explanation(), flush=True)
     if not reports:
         raise UsageError(
             f"check: the backend {options.backend!r} cannot run here: it needs CUDA, or TRITON_INTERPRET=1"
         )
     _summary(reports)
-    document = {"passed": all(r for _, _, r, _ in reports), "reports": [
+    every = [report for _, _, report, _ in reports]
+    document = {"passed": all(r.clean for r in every) and any(every), "reports": [
         {"backend": backend, "layer": name, **report.to_dict()} for backend, name, report, _ in reports
     ]}  # fmt: skip
     _write(options, library_markdown(reports), document)
@@ -314,7 +315,7 @@ def _summary(reports: list[tuple[str, str, Report, float]]) -> None:
     for i, name in enumerate(COLUMNS):
         table.add_column(name, justify="right" if i > 1 else "left", no_wrap=i == 1)
     for row, (_, _, report, _) in zip(rows, reports, strict=True):
-        table.add_row(*row, style=None if report else "bold red")
+        table.add_row(*row, style=None if report.clean else "bold red")
     rich.print(table)
     print(total)
 
@@ -324,7 +325,7 @@ def library_markdown(reports: list[tuple[str, str, Report, float]]) -> str:
     lines = ["# bp-torch check", "", f"| {' | '.join(COLUMNS)} |", "|---|---" + "|---:" * (len(COLUMNS) - 2) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(reports)]
     for backend, name, report, _ in reports:
-        if not report:
+        if not report.clean:
             lines += ["", f"## {backend}: {name}", "", "```text", report.explanation(), "```"]
     reasons: Counter[tuple[str, str]] = Counter()
     for _, _, report, _ in reports:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .numeric import difference, largest, same_bits
-from .registry import Failed, NotApplicable, describe, refusal
+from .registry import Failed, NotApplicable, describe, line, refusal
 from .subject import Point, Subject, differentiable, is_float
 
 __all__ = ["Context", "Rows"]
@@ -40,18 +40,24 @@ class Context:
     def __init__(self, subject: Subject, reference: Subject | None, compiler: str) -> None:
         self.subject, self.reference, self.compiler = subject, reference, compiler
         self.given = subject.point
-        self.double_refused: str | None = None
+        self.fewer_rows = "the first has none, or no rows"
+        self.double_refused: Exception | None = None
         self.exact = self.given.to(torch.float64)
         subject.in_place = self._works_in_place()
         try:
             subject.run(self.exact)
         except Exception as error:
             # The given values worked forward: what fails is float64, or backward, which the checks will report.
-            if refusal(error) is not None:
-                self.double_refused, self.exact = refusal(error), self.given
-            else:
-                with torch.no_grad():
-                    subject(self.exact)
+            if refusal(error) is not None or self._raises(self.exact):
+                self.double_refused, self.exact = error, self.given
+
+    def _raises(self, point: Point) -> bool:
+        try:
+            with torch.no_grad():
+                self.subject(point)
+        except Exception:
+            return True
+        return False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,7 +140,8 @@ class Context:
             with torch.no_grad():
                 whole = s(many)
                 parts = [s(many.rows(batched, torch.arange(a, b))) for a, b in ((0, k), (k, n))]
-        except Exception:
+        except Exception as error:
+            self.fewer_rows = line(error)
             return None
         kind = self._kind_of(whole, parts, n, k)
         if kind in ("mean", "sum") and n <= 16:
@@ -170,7 +177,7 @@ class Context:
 
     def need_rows(self) -> Rows:
         if not self.rows.batched:
-            raise NotApplicable("no dimension 0 of the inputs is a batch: fewer rows are refused")
+            raise NotApplicable(f"no dimension 0 of the inputs is a batch: {self.fewer_rows}")
         return self.rows
 
     def need_inputs(self) -> list[int]:

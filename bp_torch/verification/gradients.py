@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,21 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .context import Context
-from .numeric import Comparison, compare_gradients, difference
+from .numeric import Comparison, compare_gradients, difference, not_finite
 from .registry import Failed, NotApplicable, check
 from .subject import Point, Subject, differentiable, upstream
 
 TRAINS = "training follows another direction than the loss's gradient"
 
 
-def first_order(c: Context, subject: Subject, point: Point, entries: int = 40) -> Comparison:
-    """The gradients of a subject against numerical derivatives."""
+def first_order(
+    c: Context,
+    subject: Subject,
+    point: Point,
+    entries: int = 40,
+    only: Callable[[int, Tensor], Tensor] | None = None,
+) -> Comparison:
+    """The gradients of a subject against numerical derivatives; ``only(k, gradient)`` gives the entries to compare."""
     at, leaves = subject.leaves(point)
     ys = subject(at)
     roots = differentiable(ys)
@@ -30,7 +36,8 @@ def first_order(c: Context, subject: Subject, point: Point, entries: int = 40) -
         values = subject(point.put(floats))
         return [values[i] for i in keep]
 
-    return compare_gradients(f, point.floats, analytical, dys, subject.wanted, entries=entries)
+    chosen = None if only is None else [only(k, g) for k, g in zip(subject.wanted, analytical, strict=True)]
+    return compare_gradients(f, point.floats, analytical, dys, subject.wanted, entries=entries, only=chosen)
 
 
 def report(c: Context, found: Comparison, point: Point, what: str, names: Sequence[str]) -> str | None:
@@ -182,6 +189,30 @@ def undefined_gradients(c: Context) -> str | None:
         got = s.pull(hidden, leaves, dys)
         name = f"output {lost}" if count > 1 else "the output"
         c.compare(([], got), ([], expected), f"where the gradient of {name} is undefined", c.exact)
+    return None
+
+
+@check(
+    "zeros",
+    "where an input is 0 its gradient equals the numerical one, and none is NaN where one-sided derivatives converge",
+    "a zero in the data (padding, a silent pixel, a masked row) turns every weight into NaN, or gets a wrong gradient",
+    gradients=True,
+)
+def zeros(c: Context) -> str | None:
+    for i in c.need_inputs():
+        x = c.exact.floats[i]
+        column = torch.ones_like(x)
+        column[..., :1] = 0
+        for name, factor in (("is 0", torch.zeros_like(x)), ("has a column of zeros", column)):
+            point = c.exact.put([t * factor if k == i else t for k, t in enumerate(c.exact.floats)])
+            zero = (factor == 0).reshape(-1).nonzero().reshape(-1).cpu()[:4]
+
+            def only(k: int, g: Tensor, i: int = i, zero: Tensor = zero) -> Tensor:
+                return torch.cat([not_finite(g)[:4], zero[: 4 * (k == i)]]).unique()
+
+            found = first_order(c, c.subject, point, only=only)
+            if found.wrong:  # an entry at a kink has no derivative
+                report(c, found, point, f"where {c.subject.names[i]} {name}, the gradient of", c.subject.names)
     return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .context import Context
 from .gradients import first_order, report
 from .registry import Failed, NotApplicable, check
-from .subject import Point, differentiable, upstream
+from .subject import Point, differentiable, is_float, upstream
 
 LAYOUT = "a transposed, sliced or channels_last tensor, which other layers hand over all the time, gives wrong results"
 
@@ -20,7 +20,7 @@ def sliced(t: Tensor) -> Tensor:
     """The same values as every other element of a larger buffer that is otherwise NaN (of integers, 0)."""
     if t.dim() == 0 or t.numel() == 0:
         return t.clone()
-    filling = float("nan") if t.is_floating_point() else 0
+    filling = float("nan") if is_float(t) else 0
     buffer = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 1), filling)
     return buffer[..., 1::2].copy_(t)
 
@@ -78,14 +78,14 @@ def _gradcheck(c: Context, point: Point, what: str) -> None:
 )
 def zero_stride_inputs(c: Context) -> str | None:
     c.need_inputs()
-    if not any(isinstance(t, Tensor) and t.is_floating_point() and t.dim() for t in c.given.inputs):
+    if not any(is_float(t) and t.dim() for t in c.given.inputs):
         raise NotApplicable("no input has a dimension to expand")
 
     def rows(t: Tensor) -> Tensor:
-        return t[:1].expand(t.shape) if t.dim() and t.is_floating_point() else t
+        return t[:1].expand(t.shape) if is_float(t) and t.dim() else t
 
     def columns(t: Tensor) -> Tensor:
-        return t[..., :1].expand(t.shape) if t.dim() and t.is_floating_point() else t
+        return t[..., :1].expand(t.shape) if is_float(t) and t.dim() else t
 
     for name, layout in (("one row expanded", rows), ("one column expanded", columns)):
         point = _inputs(c.given, layout)
@@ -149,7 +149,7 @@ def zero_stride_gradients(c: Context) -> str | None:
 )
 def large_offsets(c: Context) -> str | None:
     """The memory between the rows is reserved and never touched, so that on a CPU it costs nothing."""
-    tensors = [t for t in c.given.inputs if isinstance(t, Tensor) and t.is_floating_point() and t.dim()]
+    tensors = [t for t in c.given.inputs if is_float(t) and t.dim()]
     if not any(t.shape[0] > 1 for t in tensors):
         raise NotApplicable("no input has two rows to lay apart")
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def large_offsets(c: Context) -> str | None:
     laid: list[str] = []
 
     def apart(t: Tensor) -> Tensor:
-        if t.dim() == 0 or t.shape[0] < 2 or not t.is_floating_point() or t.numel() == 0:
+        if t.dim() == 0 or t.shape[0] < 2 or not is_float(t) or t.numel() == 0:
             return t
         row = 2**31 // (t.shape[0] - 1) + 4096
         if t.is_cuda and torch.cuda.mem_get_info(t.device)[0] < 1.2 * row * t.shape[0] * t.element_size():

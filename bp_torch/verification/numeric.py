@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["Comparison", "Wrong", "compare_gradients", "difference", "largest", "same_bits"]
+__all__ = ["Comparison", "Wrong", "compare_gradients", "difference", "largest", "not_finite", "same_bits"]
 
 F = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -45,6 +46,7 @@ def compare_gradients(
     at: Sequence[int],
     *,
     entries: int = 40,
+    only: Sequence[Tensor] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare ``analytical``, the gradient of S = Σ ⟨weights, f(tensors)⟩, with numerical derivatives of S.
@@ -52,26 +54,33 @@ def compare_gradients(
     A derivative along a direction d comes from differences of sixth order with steps h and h/2; their disagreement
     estimates the error. In float64 that is about 1e-13 of S's scale. It is wrong where it is off by more than 1e-5 of
     the gradient's scale and by ten times the estimate. Where the steps disagree (a kink within 0.6 % of x) smaller
-    steps are tried; where one-sided derivatives disagree, or none converge, there is no derivative: it is skipped.
+    steps are tried; where one-sided derivatives disagree, or none converge, there is no derivative: it is skipped. A
+    NaN or Inf is wrong where the derivatives on the sides on which f is finite converge, whether they agree or not.
 
     Tensors up to ``entries`` entries are compared entry by entry. In larger ones random directions cover all entries
-    at once, are halved until a single wrong entry is found, and some entries are compared on their own.
+    at once, are halved until a single wrong entry is found, and some entries are compared on their own, NaN first.
 
     Args:
         tensors: the arguments of f; ``at`` are the positions of those that ``analytical`` belongs to.
+        only: for each of these the entries to compare, counted through, in place of those chosen here.
     """
     result = Comparison()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for k, g in zip(at, analytical, strict=True):
+        for j, (k, g) in enumerate(zip(at, analytical, strict=True)):
             n = g.numel()
-            if n == 0:
+            if only is not None:
+                single = only[j]
+            elif n <= entries:
+                single = torch.arange(n)
+            else:
+                single = torch.cat([not_finite(g)[:4], torch.randperm(n, generator=generator)[: entries // 2]])
+            if len(single) == 0:
                 continue
-            single = torch.arange(n) if n <= entries else torch.randperm(n, generator=generator)[: entries // 2]
             line = _Line(f, tensors, weights, k, g, result)
             for i in single.tolist():
                 line.visit(torch.tensor([i]), torch.ones(1))
-            if n > entries:
+            if only is None and n > entries:
                 for _ in range(2):
                     signs = torch.randint(2, (n,), generator=generator) * 2.0 - 1
                     line.bisect(torch.arange(n), signs)
@@ -125,8 +134,11 @@ class _Line:
         near = max(1.0, float(self.x.reshape(-1)[index.to(self.x.device)].abs().max()))
         on = direction.reshape(self.x.shape).to(self.x.device)
         scale = max(float(self.g[index].norm()), abs(analytical))
-        scale = max(scale, 1e-3 * float(self.g.abs().max()))
+        scale = max(scale, 1e-3 * largest(self.g))
         self.result.entries += 1
+        if not math.isfinite(analytical):
+            self.last = analytical, next(iter(self.one_sided(on, near)), math.nan)
+            return "unclear" if math.isnan(self.last[1]) or len(index) > 1 else "wrong"
         for h in (2e-3, 1e-5) if self.double else (6e-2, 1e-2):
             h *= near
             numerical, doubt = self.derivative(on, h)
@@ -141,6 +153,8 @@ class _Line:
             if error <= 1e-5 * scale + 10 * doubt + 30 * floor:
                 # Nothing is said of a difference that the numerical derivative does not resolve itself.
                 return "imprecise" if doubt < error / 100 and error > 30 * floor else "right"
+            if doubt > max(0.1 * abs(numerical), 100 * floor):
+                continue  # the function bends within the stencil: steep at x, and flat around
             return "unclear" if self.kink(on, 1e-6 * near, numerical, scale) else "wrong"
         return "unclear"
 
@@ -149,6 +163,21 @@ class _Line:
         here, right, left = self.value(0.0, direction), self.value(h, direction), self.value(-h, direction)
         gap = abs(self.dot(right, here, 1 / h) - self.dot(here, left, 1 / h))
         return not gap < 1e-2 * scale + 1e-15 * self.level / h
+
+    def one_sided(self, direction: Tensor, near: float) -> list[float]:
+        """The derivatives on the sides where f is finite; none if one of them does not converge."""
+        found = []
+        here = self.value(0.0, direction)
+        for side in (1, -1):
+            steps = [side * near * h for h in ((1e-3, 1e-4, 1e-5) if self.double else (6e-2, 2e-2, 6e-3))]
+            a, b, c = (self.dot(self.value(step, direction), here, 1 / step) for step in steps)
+            if math.isnan(c):
+                continue
+            noise = (1e-14 if self.double else 1e-6) * self.level / abs(steps[-1])
+            if not abs(c - b) <= max(0.5 * abs(b - a), noise):
+                return []
+            found.append(c)
+        return found
 
     def visit(self, index: Tensor, signs: Tensor) -> str:
         verdict = self.test(index, signs)
@@ -220,6 +249,11 @@ def largest(t: Tensor) -> float:
     """The largest absolute value that is finite."""
     finite = t.detach()[t.detach().isfinite()]
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def not_finite(t: Tensor) -> Tensor:
+    """Where it is NaN or Inf, counted through."""
+    return (~t.detach().isfinite()).reshape(-1).nonzero().reshape(-1).cpu()
 
 
 def same_bits(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

@@ -55,21 +55,56 @@ def check(name: str, what: str, means: str, **options: Any) -> Callable[[Callabl
     return add
 
 
-# How torch, and code that follows it, says that something is not offered. That is a limit, stated aloud; a wrong number
-# is a defect.
-_REFUSALS = re.compile(
-    "does not support|not supported|unsupported|not implemented|not currently implemented|once_differentiable"
-    "|not differentiable twice|batching rule|vmap|functorch|setup_context|batched tensor|does not have a derivative"
-    "|not yet implemented",
-    re.IGNORECASE,
+# How torch itself says that something is not offered: a limit, stated aloud. All else is a defect, a crash whose
+# message happens to say "unsupported" or "not implemented" included. An error of a subclass of the type counts as well.
+_REFUSALS: tuple[tuple[type[Exception], str], ...] = (
+    # torch/autograd/function.py. That backward or forward itself is missing is no limit, but a mistake.
+    (RuntimeError, r"trying to differentiate twice a function that was marked with @once_differentiable"),
+    (NotImplementedError, r"You must implement the jvp function for custom autograd\.Function to use it with forward"),
+    (
+        RuntimeError,
+        r"In order to use an autograd\.Function with functorch transforms .* it must override the setup_cont",
+    ),
+    # torch/_functorch/autograd_function.py
+    (RuntimeError, r"You tried to vmap over \S+, but it does not have vmap support"),
+    # tools/autograd/gen_variable_type.py: operators without a forward-mode formula
+    (NotImplementedError, r"Trying to use forward AD with \S+ that does not support it"),
+    # torch/csrc/autograd/FunctionsManual.cpp and autograd_not_implemented_fallback.cpp: operators without a backward
+    (NotImplementedError, r"the derivative for '\S+' is not implemented"),
+    (RuntimeError, r"derivative for aten::\S+ is not implemented"),
+    # aten/src/ATen/functorch: operators and programs that cannot be batched
+    (RuntimeError, r"Batching rule not implemented for \S+[.;] (We could not generate a|the) fallback"),
+    (RuntimeError, r"vmap: [wW]e do not yet support "),
+    (RuntimeError, r"vmap: It looks like you're (either \(1\) )?calling \.item\(\) on a Tensor"),
+    (RuntimeError, r"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow"),
+    (RuntimeError, r"vmap: We do not support batching operators that can support dynamic shape"),
+    (
+        RuntimeError,
+        r"vmap: aten::\S+\(self, \*extra_args\) is not possible because there exists a Tensor `other` in extra_args",
+    ),
+    (RuntimeError, r"Batch norm got a batched tensor as input while the running_mean or running_var, which will be up"),
+    # aten/src/ATen/functorch and c10/core/TensorImpl.cpp: what a transform wraps has no memory of its own for a kernel
+    (NotImplementedError, r"Cannot access storage of (TensorWrapper|BatchedTensorImpl)$"),
+    (RuntimeError, r"Cannot access data pointer of Tensor that doesn't have storage$"),
+    # aten/src/ATen/Dispatch.h, native/LinearAlgebraUtils.h and native/*/SpectralOps: operators without a kernel for a
+    # low precision. Where there is none for integers or float64, it is not the dtype that is at fault.
+    (NotImplementedError, r""""\S+" not implemented for '(Half|BFloat16|ComplexHalf)'$"""),
+    (RuntimeError, r"linalg\.\S+: Low precision dtypes not supported\. Got (Half|BFloat16)$"),
+    (RuntimeError, r"(Unsupported dtype|MKL FFT doesn't support tensors of type:) (Half|BFloat16)$"),
+    # torch/nn/functional.py, aten/src/ATen/native/RNN.cpp and Loss.cpp: batches and values without a meaning
+    (ValueError, r"Expected more than 1 (value per channel|spatial element) when training, got input size "),
+    (RuntimeError, r"Expected sequence length to be larger than 0 in RNN$"),
+    (RuntimeError, r"all elements of (input|target) should be between 0 and 1$"),
+    # bp_torch/functional/batch_norm.py, as torch/nn/functional.py
+    (ValueError, r"batch_norm\w*\(\): 'input': expected more than 1 value per channel when training, got "),
+    # torch/_dynamo: modules that it does not trace
+    (RuntimeError, r"Attempted to wrap RNN, GRU, or LSTM\n"),
 )
 
 
-def refusal(error: Exception) -> str | None:
-    """The message, if the error says that something is not offered; else None."""
-    told = isinstance(error, NotImplementedError) or (
-        isinstance(error, (RuntimeError, TypeError, ValueError)) and _REFUSALS.search(str(error))
-    )
+def refusal(error: BaseException) -> str | None:
+    """The message, if it is one of torch's own that say that something is not offered; else None."""
+    told = any(isinstance(error, kind) and re.match(said, str(error)) for kind, said in _REFUSALS)
     return f"refused: {line(error)}" if told else None
 
 

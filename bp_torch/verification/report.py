@@ -34,7 +34,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of every check of one subject. It is true if none failed and none ran out of time."""
+    """The outcome of every check of one subject. It is true if one passed, none failed and none ran out of time."""
 
     subject: str
     inputs: dict[str, str]
@@ -49,8 +49,13 @@ class Report:
     def unfinished(self) -> tuple[Result, ...]:
         return tuple(r for r in self.results if r.state == NOT_FINISHED)
 
-    def __bool__(self) -> bool:
+    @property
+    def clean(self) -> bool:
+        """Whether nothing failed or ran out of time, be it that nothing applied."""
         return not self.failures and not self.unfinished
+
+    def __bool__(self) -> bool:
+        return self.clean and self.count(PASSED) > 0
 
     def __getitem__(self, name: str) -> Result:
         """The result of a check by its name."""
@@ -65,7 +70,8 @@ class Report:
     @property
     def summary(self) -> str:
         counts = [f"{self.count(state)} {state}" for state in STATES if self.count(state)]
-        return f"{self.subject}: {', '.join(counts)}"
+        nothing = self.count(NOT_APPLICABLE) == len(self.results)
+        return f"{self.subject}: {', '.join(counts)}{', so nothing was checked' if nothing and counts else ''}"
 
     def __repr__(self) -> str:
         return f"<Report {self.summary}>"

@@ -59,9 +59,9 @@ def check(
         compile: the backend of torch.compile: ``"aot_eager"``, or ``"inductor"``, which takes longer.
         on_result: called with each result as it comes.
 
-    A check is "not applicable" where it says nothing (with the reason), and where the subject or torch refuses with an
-    error that says so, such as a missing forward-mode rule: that is a limit, stated aloud. A wrong number, another
-    error, and a graph break are failures.
+    A check is "not applicable" where it says nothing (with the reason), and where torch refuses with one of its own
+    messages that say so, such as a missing forward-mode rule: that is a limit, stated aloud. A wrong number, any other
+    error, and a graph break are failures. A report in which no check passed is not true.
 
     Raises:
         ValueError: an unknown name among ``checks`` and ``skip``, or another option out of range.
@@ -170,6 +170,6 @@ def _smaller(row: Check, context: Context, detail: str, example: dict[str, str])
             row.run(context.with_rows(count))
         except Failed as failed:
             return FAILED, failed.what, failed.example
-        except Exception:
+        except (Exception, OutOfTime):
             continue  # another error, or no time: the first failure stands
     return FAILED, detail, example

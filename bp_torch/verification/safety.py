@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from ..backends import current_backend
@@ -37,6 +39,33 @@ def retain_graph(c: Context) -> str | None:
     for number in ("second", "third"):
         again = s.pull(roots, leaves, [dy.clone() for dy in upstream(roots)], retain_graph=True)
         c.compare(([], again), ([], first), f"in a {number} backward", c.given)
+    return None
+
+
+@check(
+    "two-calls",
+    "a call before another one's backward, on other values or another number of rows, changes neither's gradients",
+    "a layer used twice (shared weights, a siamese network, an evaluation before backward) trains on the other call's"
+    " values",
+    gradients=True,
+)
+def two_calls(c: Context) -> str | None:
+    s = c.subject
+    later = copy.copy(s)
+    later.seed += 1  # other random numbers
+    # Values in the domain of the given ones, and no multiple of them.
+    others = {"other values": c.given.map(lambda t: 0.9 * t.flatten().flip(0).reshape(t.shape))}
+    if c.rows.batched:
+        index = torch.arange(c.rows.count + 1) % c.rows.count
+        others["another number of rows"] = c.given.rows(c.rows.batched, index)
+    for name, other in others.items():
+        pair = (s, c.given), (later, other)
+        alone = [subject.run(point)[1] for subject, point in pair]
+        called = [(subject(at), leaves) for subject, (at, leaves) in [(one, one.leaves(point)) for one, point in pair]]
+        for k in (1, 0):
+            got = s.pull(*called[k])
+            which = f"with a later call on {name}" if k == 0 else f"on {name}, after another call"
+            c.compare(([], got), ([], alone[k]), which, pair[k][1])
     return None
 
 
@@ -215,24 +244,26 @@ def leaks(c: Context) -> str | None:
     if current_backend() == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         raise NotApplicable("Triton's interpreter leaves cycles of its own to Python's collector")
     s = c.subject
-    at, leaves = s.leaves(c.given)
 
-    def step(call: Callable[..., Any]) -> None:
-        roots = differentiable(call())
+    def step(call: Callable[[Point], Any]) -> None:
+        # Inputs are made anew, so that those that are kept count as well.
+        at, leaves = s.leaves(replace(c.given, inputs=tree_map_only(Tensor, torch.clone, c.given.inputs)))
+        roots = differentiable(call(at))
         torch.autograd.backward(roots, upstream(roots))
         for leaf in leaves:
             leaf.grad = None
 
-    ways: dict[str, Callable[[], Any]] = {
-        "": lambda: s.call(at),
-        "checkpointed, ": lambda: checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False),
-    }
-    for how, call in ways.items():
-        count = 5
-        left = growth(lambda call=call: step(call), count) // count  # type: ignore[misc]
+    def recomputed(at: Point) -> Any:
+        return checkpoint(lambda *floats: s.call(at.put(floats)), *at.floats, use_reentrant=False)
+
+    count = 5
+    for how, call in {"": s.call, "checkpointed, ": recomputed}.items():
+        left = growth(lambda call=call: step(call), count)  # type: ignore[misc]
+        if left > 0 and left == (last := growth(lambda call=call: step(call), 1)):  # type: ignore[misc]
+            raise Failed(f"{how}{last} bytes of a call are kept until the next", c.example(c.given))
         if left > 0:
             hint = " (save_for_forward(output), or an output as an attribute of ctx, outlives the recomputation)"
-            raise Failed(f"{how}each call leaves {left} bytes behind{hint if how else ''}", c.example(c.given))
+            raise Failed(f"{how}each call leaves {left // count} bytes behind{hint if how else ''}", c.example(c.given))
     return None
 
 

@@ -18,11 +18,14 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..functions.function import Function, call
 
-__all__ = ["Clock", "OutOfTime", "Point", "Subject", "is_float", "same_random_state"]
+__all__ = ["Clock", "OutOfTime", "Point", "Subject", "as_precise", "as_real", "is_float", "same_random_state"]
 
 
-class OutOfTime(Exception):
-    """A check's time is over. Raised at the next evaluation of the subject, so that no thread is needed."""
+class OutOfTime(BaseException):
+    """A check's time is over. Raised at the next evaluation of the subject, so that no thread is needed.
+
+    No error of the subject's, so that a check that looks for those does not take it for one.
+    """
 
 
 class Clock:
@@ -43,26 +46,52 @@ class Clock:
 
 
 def is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    """Whether it is a tensor that can be differentiated by: floating-point, or complex."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def as_real(t: Tensor) -> Tensor:
+    """A complex tensor as a view of pairs; another as it is."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+
+
+def like(t: Tensor, real: Tensor) -> Tensor:
+    """The pairs of :func:`as_real` as a complex tensor, if ``t`` is one."""
+    if not t.is_complex():
+        return real
+    return torch.view_as_complex(real if real.stride(-1) == 1 else real.contiguous())
+
+
+def as_precise(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of a floating-point or complex tensor with the precision of ``dtype``."""
+    return like(t, as_real(t.detach()).to(dtype, copy=True))
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a subject is evaluated: its inputs, flattened, and its parameters. ``floats``: both's float tensors."""
+    """Where a subject is evaluated: its inputs, flattened, and its parameters.
+
+    ``floats``: the float tensors of both. A complex tensor is there as pairs of real numbers, so that each check looks
+    at its real and imaginary parts alike, and the gradient by a pair is what torch calls the complex gradient.
+    """
 
     inputs: tuple[Any, ...]
     parameters: tuple[Tensor, ...]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Of inputs and parameters, as they are."""
+        return [*filter(is_float, self.inputs), *self.parameters]
+
+    @property
     def floats(self) -> list[Tensor]:
-        return [t for t in self.inputs if is_float(t)] + list(self.parameters)
+        return [as_real(t) for t in self.tensors]
 
     def put(self, floats: Sequence[Tensor]) -> Point:
         """The same with other float tensors."""
         left = iter(floats)
-        return Point(
-            tuple(next(left) if is_float(t) else t for t in self.inputs), tuple(next(left) for _ in self.parameters)
-        )
+        inputs = tuple(like(t, next(left)) if is_float(t) else t for t in self.inputs)
+        return Point(inputs, tuple(like(t, next(left)) for t in self.parameters))
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Point:
         return self.put([f(t) for t in self.floats])
@@ -117,7 +146,8 @@ class Subject:
         self.parameter_names = list(parameters)
         detached = tuple(_copied(t) if isinstance(t, Tensor) else t for t in flat)
         self.point = Point(detached, tuple(p.detach().clone() for p in parameters.values()))
-        self.names = [*_names(signature_of, inputs), *parameters]
+        names = zip([*_names(signature_of, inputs), *parameters], self.point.tensors, strict=True)
+        self.names = [f"view_as_real({name})" if t.is_complex() else name for name, t in names]
         given = [t.requires_grad for t in flat if is_float(t)]
         need = (given if any(given) else [True] * len(given)) + [p.requires_grad for p in parameters.values()]
         self.wanted = [i for i, needed in enumerate(need) if needed]
@@ -152,8 +182,12 @@ class Subject:
         return other
 
     def call(self, point: Point) -> tuple[Tensor, ...]:
-        """The tensors that come out, with the random state as it is."""
+        """The tensors that come out, complex ones as pairs, with the random state as it is."""
         self.clock.tick()
+        return self.outputs(point)
+
+    def outputs(self, point: Point) -> tuple[Tensor, ...]:
+        """The same without a look at the clock, which a compiler cannot trace."""
         flat = [t.clone() if self.in_place and is_float(t) else t for t in point.inputs]
         inputs = tree_unflatten(flat, self.spec)
         if self.module is None:
@@ -163,10 +197,10 @@ class Subject:
             dtypes = {t.dtype for t in point.floats}
             state: dict[str, Tensor] = dict(zip(self.parameter_names, point.parameters, strict=True))
             for name, buffer in self.buffers.items():
-                cast = buffer.is_floating_point() and len(dtypes) == 1
-                state[name] = buffer.to(point.floats[0].dtype, copy=True) if cast else buffer.clone()
+                cast = is_float(buffer) and len(dtypes) == 1
+                state[name] = as_precise(buffer, point.floats[0].dtype) if cast else buffer.clone()
             result = torch.func.functional_call(self.module, state, inputs)
-        return tuple(t for t in tree_leaves(result) if isinstance(t, Tensor))
+        return tuple(as_real(t) for t in tree_leaves(result) if isinstance(t, Tensor))
 
     def sow(self) -> None:
         """The same random numbers from here, from torch, Python and numpy."""

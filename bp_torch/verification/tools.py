@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 from .context import Context
 from .gradients import first_order, report
 from .numeric import compare_gradients, difference
-from .registry import Failed, NotApplicable, check, line
-from .subject import Point, Subject, differentiable, is_float, upstream
+from .registry import Failed, NotApplicable, check, line, refusal
+from .subject import Point, Subject, as_precise, as_real, differentiable, is_float, upstream
 
 
 @check(
@@ -29,33 +30,25 @@ from .subject import Point, Subject, differentiable, is_float, upstream
 )
 def compile_whole(c: Context) -> str | None:
     s = c.subject
-    module = copy.deepcopy(s.module)
-    if module is not None:
-        for k, name in enumerate(s.parameter_names):
-            owner, _, leaf = name.rpartition(".")
-            dtype = module.get_parameter(name).dtype
-            value = c.given.parameters[k].detach().clone()
-            assert value.dtype == dtype
-            module.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(
-                value, requires_grad=k + len(c.given.floats) - len(c.given.parameters) in s.wanted
-            )
+    module = copy.deepcopy(s.module)  # whose parameters, the tied ones too, are the given ones
     function = _flat(module if module is not None else s.function, s.in_place)
     torch._dynamo.reset()
-    at, _ = s.leaves(c.given)
+    at, leaves = s.leaves(c.given)
     inputs = tree_unflatten(list(at.inputs), s.spec)
     compiled = torch.compile(function, fullgraph=True, backend=c.compiler)
     try:
         s.sow()
         ys = compiled(*inputs)
     except torch._dynamo.exc.TorchDynamoException as error:
-        if "allow_rnn" in str(error):
+        if refusal(error) is not None:
             raise NotApplicable(_cause(error)) from error
         raise Failed(f"graph break: {_cause(error)}", c.example(c.given)) from error
     finally:
         torch._dynamo.reset()
-    named = dict(module.named_parameters()) if module is not None else {}
-    everything = [t for t in tree_leaves(list(inputs)) if is_float(t)] + [named[n] for n in s.parameter_names]
-    got = [y.detach() for y in ys], s.pull(ys, [everything[k] for k in s.wanted])
+    parameters = list(module.parameters()) if module is not None else []
+    count = len(c.given.floats) - len(parameters)
+    wanted = [t if k < count else parameters[k - count] for k, t in zip(s.wanted, leaves, strict=True)]
+    got = [y.detach() for y in ys], [as_real(g) for g in s.pull(ys, wanted)]
     if c.random and difference(got[0], s.run(c.given)[0]) is not None:
         return _by_itself(c, compiled)
     c.compare(got, s.run(c.given), f"compiled with {c.compiler}", c.given)
@@ -96,22 +89,9 @@ def compiled_transforms(c: Context) -> str | None:
         raise NotApplicable("random numbers differ from one call after another")
     floats, first = c.given.floats, s.wanted[0]
     captured = [torch.nn.Parameter(t.clone(), requires_grad=k in s.wanted) for k, t in enumerate(floats)]
-    count = len(floats) - len(c.given.parameters)
-    function = _flat(s.module if s.module is not None else s.function, s.in_place)
-    places = [i for i, t in enumerate(c.given.inputs) if is_float(t)]
-    others = [None if is_float(t) else t for t in c.given.inputs]
 
-    def run(given: list[Tensor]) -> list[Tensor]:
-        inputs = list(others)
-        for i, t in zip(places, given[:count], strict=True):
-            inputs[i] = t
-        args = tree_unflatten(inputs, s.spec)
-        if s.module is None:
-            return list(function(*args))
-        state = {name: b.clone() for name, b in s.buffers.items()}
-        state |= dict(zip(s.parameter_names, given[count:], strict=True))
-        ys = torch.func.functional_call(s.module, state, args)
-        return [y for y in tree_leaves(ys) if isinstance(y, Tensor)]
+    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return s.outputs(c.given.put(given))
 
     def loss(*wanted: Tensor) -> Tensor:  # of the wanted tensors, all else constant
         given = [t.detach() for t in floats]
@@ -122,7 +102,7 @@ def compiled_transforms(c: Context) -> str | None:
     def loss_of_first(t: Tensor) -> Tensor:  # beside parameters that autograd tracks
         return sum_of(run([t if k == first else p for k, p in enumerate(captured)]))
 
-    def sum_of(ys: list[Tensor]) -> Tensor:
+    def sum_of(ys: Sequence[Tensor]) -> Tensor:
         return torch.stack([torch.sin(0.7 * y).sum() for y in ys if y.is_floating_point()]).sum()
 
     everything = tuple(range(len(s.wanted)))
@@ -141,8 +121,11 @@ def compiled_transforms(c: Context) -> str | None:
             s.sow()
             expected = f(*point)
             got = torch.compile(f, backend=c.compiler, fullgraph=True)(*point)
-        except Exception:
-            refused.append(name)  # an error is no wrong number; that of the subject alone is told by other checks
+        except Exception as error:
+            # That a compiler does not take what works without it is no wrong number.
+            if refusal(error) is None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise Failed(f"{name} raises {line(error)}", c.example(c.given)) from error
+            refused.append(name)
             continue
         finally:
             torch._dynamo.reset()
@@ -162,7 +145,7 @@ def _flat(function: Any, in_place: bool) -> Any:
     def flat(*inputs: Any) -> list[Tensor]:
         if in_place:
             inputs = tuple(t.clone() if isinstance(t, Tensor) else t for t in inputs)
-        return [t for t in tree_leaves(function(*inputs)) if isinstance(t, Tensor)]
+        return [as_real(t) for t in tree_leaves(function(*inputs)) if isinstance(t, Tensor)]
 
     return flat
 
@@ -179,27 +162,43 @@ def _cause(error: Exception) -> str:
 
 @check(
     "vmap",
-    "torch.func.vmap over inputs and parameters equals one call after another",
+    "torch.func.vmap over inputs and parameters, together and each alone, whatever in_dims and out_dims, equals one"
+    " call after another",
     "ensembles and batched transforms of models fail, or mix their members up",
     shrinks=False,
 )
 def vmapped(c: Context) -> str | None:
-    s = c.subject
-    members = [c.exact.map(lambda t, k=k: t * (1 + 0.05 * k)) for k in range(3)]  # type: ignore[misc]
-    stacked = [torch.stack(tensors) for tensors in zip(*(m.floats for m in members), strict=True)]
+    s, floats = c.subject, c.exact.floats
+    members = [[t * (1 + 0.05 * j) for t in floats] for j in range(3)]
 
-    def f(*floats: Tensor) -> tuple[Tensor, ...]:
-        return s.call(c.exact.put(floats))
+    def f(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return s.call(c.exact.put(tensors))
 
-    s.sow()
-    with torch.no_grad():
-        got = vmap(f, randomness="different")(*stacked)
+    def compare(batched: Sequence[int], in_dim: int, out_dim: int) -> None:
+        in_dims = [min(in_dim, t.dim()) if k in batched else None for k, t in enumerate(floats)]
+        given = [
+            t if d is None else torch.stack([member[k] for member in members], d)
+            for k, (t, d) in enumerate(zip(floats, in_dims, strict=True))
+        ]
+        s.sow()
+        got = vmap(f, tuple(in_dims), out_dim, randomness="different")(*given)
         if c.random:
-            return "runs; random numbers differ from one call after another, so results are not compared"
-        one_by_one = [s(member) for member in members]
-    expected = [torch.stack(ys) for ys in zip(*one_by_one, strict=True)]
-    c.compare((list(got), []), (expected, []), "under vmap", c.exact, wanted=[])
-    return None
+            return
+        chosen = [[m[k] if k in batched else t for k, t in enumerate(floats)] for m in members]
+        one_by_one = [s(c.exact.put(tensors)) for tensors in chosen]
+        expected = [torch.stack(ys, out_dim) for ys in zip(*one_by_one, strict=True)]
+        names = ", ".join(s.names[k] for k in batched)
+        what = f"under vmap over {names} (in_dims {in_dim}, out_dims {out_dim})"
+        c.compare((list(got), []), (expected, []), what, c.exact, wanted=[])
+
+    everything = range(len(floats))
+    with torch.no_grad():
+        for in_dim, out_dim in ((0, 0), (1, -1), (-1, 0)):
+            compare(everything, in_dim, out_dim)
+        for k in everything if len(floats) > 1 else ():
+            for in_dim in (0, -1):
+                compare([k], in_dim, 0)
+    return "runs; random numbers differ from one call after another: not compared" if c.random else None
 
 
 @check(
@@ -242,14 +241,11 @@ def per_sample_gradients(c: Context) -> str | None:
         return tuple(t[r] if d == 0 else t for t, d in zip(group, ds, strict=True))
 
     expected = []
-    try:
-        for r in range(rows.count):
-            leaves = tuple(t.detach().clone().requires_grad_() for t in row(chosen, in_dims[0], r))
-            value = loss(leaves, row(rest, in_dims[1], r), row(tuple(tables), in_dims[2], r))
-            gs = torch.autograd.grad(value, leaves, allow_unused=True)
-            expected.append([torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gs, strict=True)])
-    except (RuntimeError, ValueError) as error:
-        raise NotApplicable(f"refuses a batch of one row: {line(error)}") from error
+    for r in range(rows.count):
+        leaves = tuple(t.detach().clone().requires_grad_() for t in row(chosen, in_dims[0], r))
+        value = loss(leaves, row(rest, in_dims[1], r), row(tuple(tables), in_dims[2], r))
+        gs = torch.autograd.grad(value, leaves, allow_unused=True)
+        expected.append([torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gs, strict=True)])
     got = vmap(grad(loss), in_dims)(chosen, rest, tuple(tables))
     stacked = [torch.stack(gs) for gs in zip(*expected, strict=True)]
     c.compare(([], list(got)), ([], stacked), "each row's own gradient by vmap(grad)", c.exact)
@@ -312,8 +308,10 @@ def evaluation(c: Context) -> str | None:
     assert module is not None
     for name, b in module.named_buffers():
         b.copy_(state[name])
+    for t in filter(is_float, (*module.parameters(), *module.buffers())):
+        t.data = as_precise(t, torch.float64)
     with torch.no_grad():
-        module.to(torch.float64)(*tree_unflatten(list(c.exact.inputs), s.spec))
+        module(*tree_unflatten(list(c.exact.inputs), s.spec))
     for name, b in module.named_buffers():
         if difference([b.to(before[name])], [before[name]]) is not None:
             raise Failed(f"in evaluation mode a call changes the buffer {name}", c.example(c.exact))
@@ -332,7 +330,7 @@ def trained(c: Context) -> Subject:
     assert s.module is not None
     mode = s.module.training
     s.module.train()
-    moving = copy.deepcopy(s.module).to(c.dtype)
+    moving = copy.deepcopy(s.module)
     with torch.no_grad():
         for k in range(3):
             s.sow()
@@ -376,7 +374,7 @@ def _of(s: Subject, module: torch.nn.Module, c: Context) -> tuple[list[Tensor], 
     state = dict(module.named_parameters())
     count = len(c.given.floats) - len(c.given.parameters)
     inputs = c.given.floats[:count]
-    point = c.given.put([*inputs, *(state[name].detach() for name in s.parameter_names)])
+    point = c.given.put([*inputs, *(as_real(state[name].detach()) for name in s.parameter_names)])
     return other.run(point)
 
 
