@@ -7,6 +7,9 @@ end `report.md` with its figures.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from . import ConfigError
 
@@ -48,3 +51,25 @@ def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, or None for a checkpoint that was moved elsewhere."""
     run = checkpoint.parent.parent
     return run if checkpoint.parent.name == "checkpoints" and run.name.startswith("version_") else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise ConfigError(f"ckpt_path: the run {path.parent.parent} has no {path.name}; give another's path") from error
+    except Exception as error:  # torch raises half a dozen types for files that are not checkpoints
+        raise ConfigError(f"ckpt_path: {path} cannot be read as a checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigError(f"ckpt_path: {path} is not a checkpoint of a run")
+    return checkpoint
+
+
+def check_fits(checkpoint: dict[str, Any], model: torch.nn.Module, path: str) -> None:
+    """Refuse a checkpoint of another network, by name of the first parameter that differs."""
+    there = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            have, want = there.get(name, "missing"), here.get(name, "missing")
+            raise ConfigError(f"ckpt_path: {path} is of another network: {name} is {have}, the model's is {want}")

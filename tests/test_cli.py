@@ -192,7 +192,7 @@ def test_the_console_command_has_no_traceback() -> None:
 
 @pytest.mark.parametrize("name", ["digits", "digits.yaml", "configs/digits.yaml", "recipes/configs/digits.yaml"])
 def test_shipped_configs_go_by_name(name: str) -> None:
-    from bp_torch.recipes.cli import find_config
+    from bp_torch.recipes.settings import find_config
 
     assert Path(find_config(name)) == Path(bp_torch.recipes.__file__).parent / "configs" / "digits.yaml"
     Path(name).parent.mkdir(parents=True, exist_ok=True)
