@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 where a check or a study's claim failed, or a run ended early (its weights became NaN, the disk was full);
     2 after one line on stderr about what to change; 130 and 143 where SIGINT or SIGTERM ended it.
     """
+    jobs = cpus() if arguments is None else 1
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another, and ends no run
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bp_torch.verification import command as verification
 
         try:
-            return verification.run(arguments[1:])
+            return verification.run(arguments[1:], jobs)
         except verification.UsageError as error:
             return fail(str(error))
     if command not in (*RECIPES, "study"):
@@ -84,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if outcome is not None and outcome.failure:
         return fail(outcome.failure, outcome.status)
     return 0
+
+
+def cpus() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fail(message: str, status: int = 2) -> int:

@@ -167,6 +167,21 @@ def test_the_kernels_are_checked_where_they_run(capsys: pytest.CaptureFixture[st
     assert "triton  nn.MSELoss" in capsys.readouterr().out
 
 
+def test_several_processes_find_what_one_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents = []
+    for jobs in (1, 2):
+        chosen = ["--backend", "torch", "--only", "nn.Dense", "--checks", "nan,gradcheck", "--jobs", str(jobs)]
+        assert command.run([*chosen, "--json", str(tmp_path / "report.json")]) == 0
+        documents.append(json.loads((tmp_path / "report.json").read_text()))
+        assert "failed" not in capsys.readouterr().err
+    assert len(documents[0]["reports"]) >= 2 * command.FEWEST
+    plain = [
+        [(r["layer"], [(c["name"], c["state"], c["detail"]) for c in r["results"]]) for r in d["reports"]]
+        for d in documents
+    ]
+    assert plain[0] == plain[1]
+
+
 def test_a_failure_of_the_library_is_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,13 @@ import ast
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--time-limit", type=float, default=30.0, metavar="SECONDS", help="for each check")
     p.add_argument("--compile", choices=COMPILERS, default="aot_eager", help="the backend of torch.compile")
     p.add_argument("--only", metavar="NAME", help="of the library, the layers whose name contains this")
+    p.add_argument(
+        "--jobs", type=int, metavar="N", help="processes for the library; on the command line one for each CPU"
+    )
     p.add_argument("--quick", action="store_true", help=f"fewer variants, and without {', '.join(SLOW)}")
     p.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
     p.add_argument("--json", metavar="FILE", help="write the report as JSON")
@@ -73,12 +78,20 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit status; UsageError says in one line what is wrong with it."""
+def run(arguments: Sequence[str], jobs: int = 1) -> int:
+    """Run the command and return its exit status; UsageError says in one line what is wrong with it.
+
+    Args:
+        jobs: processes for the library, unless ``--jobs`` says otherwise. They import the program's main module again,
+            which a command's bears and a script's may not.
+    """
     try:
         options = parser().parse_args(arguments)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
+    options.jobs = jobs if options.jobs is None else options.jobs
+    if options.jobs < 1:
+        raise UsageError(f"check: --jobs: expected at least 1, got {options.jobs}")
     names = _names(options)
     if options.list:
         width = max(map(len, CHECKS))
@@ -243,16 +256,15 @@ def _library(options: argparse.Namespace, names: list[str]) -> int:
     if options.quick:
         chosen = [case for case in chosen if case.quick]
     reports: list[tuple[str, str, Report, float]] = []
+    began = time.monotonic()
     for backend, device in backends():
         if options.backend not in (None, backend):
             continue
         wanted = [name for name in names if name in ON_KERNELS] if backend == "triton" else names
         if not wanted:
             continue
-        for case in chosen:
-            began = time.monotonic()
-            report = _checked(case, backend, device, wanted, options)
-            reports.append((backend, case.name, report, time.monotonic() - began))
+        for case, (report, seconds) in zip(chosen, _each(chosen, backend, device, wanted, options), strict=True):
+            reports.append((backend, case.name, report, seconds))
             counts = ", ".join(f"{report.count(s)} {s}" for s in (PASSED, FAILED, NOT_FINISHED) if report.count(s))
             print(f"{backend:<7} {case.name:<40} {counts}", flush=True)
             if not report.clean:
@@ -261,13 +273,42 @@ def _library(options: argparse.Namespace, names: list[str]) -> int:
         raise UsageError(
             f"check: the backend {options.backend!r} cannot run here: it needs CUDA, or TRITON_INTERPRET=1"
         )
-    _summary(reports)
+    _summary(reports, time.monotonic() - began)
     every = [report for _, _, report, _ in reports]
     document = {"passed": all(r.clean for r in every) and any(every), "reports": [
         {"backend": backend, "layer": name, **report.to_dict()} for backend, name, report, _ in reports
     ]}  # fmt: skip
     _write(options, library_markdown(reports), document)
     return 0 if document["passed"] else 1
+
+
+FEWEST = 8
+"""Layers that are worth a process of their own: it takes seconds to start."""
+
+
+def _each(
+    chosen: list[Case], backend: str, device: str, names: list[str], options: argparse.Namespace
+) -> Iterator[tuple[Report, float]]:
+    """The report of each case, and its seconds, in order; on a GPU, which they would share, by this process alone."""
+    jobs = min(options.jobs, len(chosen) // FEWEST) if device == "cpu" else 1
+    if jobs < 2:
+        for case in chosen:
+            yield _timed(case, backend, device, names, options)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        started = [pool.submit(_timed, case.name, backend, device, names, options) for case in chosen]
+        for future in started:
+            yield future.result()
+
+
+def _timed(
+    case: Case | str, backend: str, device: str, names: list[str], options: argparse.Namespace
+) -> tuple[Report, float]:
+    if isinstance(case, str):  # a case holds functions that no other process can be sent
+        case = next(known for known in cases() if known.name == case)
+    began = time.monotonic()
+    return _checked(case, backend, device, names, options), time.monotonic() - began
 
 
 def _checked(case: Case, backend: str, device: str, names: list[str], options: argparse.Namespace) -> Report:
@@ -297,9 +338,9 @@ def _rows(reports: list[tuple[str, str, Report, float]]) -> list[tuple[str, ...]
     ]
 
 
-def _summary(reports: list[tuple[str, str, Report, float]]) -> None:
+def _summary(reports: list[tuple[str, str, Report, float]], seconds: float) -> None:
     rows = _rows(reports)
-    total = f"{len(reports)} layers, {sum(s for *_, s in reports):.0f} s: " + ", ".join(
+    total = f"{len(reports)} layers, {seconds:.0f} s: " + ", ".join(
         f"{sum(r.count(state) for _, _, r, _ in reports)} {state}" for state in COLUMNS[2:6]
     )
     try:
