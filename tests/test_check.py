@@ -15,7 +15,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from defects import BiasOff, KeepsEachInput, Linear, Misspelled, Tied
+from defects import BiasOff, KeepsEachInput, Linear, Misspelled
+from defects_in_use import Tied
 from planted import PLANTED, Planted, t
 from test_readme import assert_same_output, blocks_of
 from torch import Tensor, nn

@@ -38,7 +38,7 @@ def replace_file(path: Path, write: Any) -> None:
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save has its own words for it
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and cause.errno is not None:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
 
@@ -216,8 +216,8 @@ class Checkpoints(PerFit, Checkpoint):
     far, so it is written second: a kill between the two is repaired when the epoch is run again.
 
     An epoch that left a weight, a buffer or the optimizer's state NaN or infinite is not written, and ends training:
-    both files stay those of the last finite epochs. What was not finite when training began, such as a mask of -inf,
-    may stay so.
+    both files stay those of the last finite epochs. A buffer that was not finite when training began, such as a mask of
+    -inf, may stay so.
     """
 
     def __init__(self, monitor: str | None = "val_loss", mode: str = "min") -> None:
@@ -231,7 +231,7 @@ class Checkpoints(PerFit, Checkpoint):
         self.best_epoch = 0
         self.best_model_path = self.last_model_path = ""
         self.stop_reason: str | None = None
-        self.infinite: set[str] = set()
+        self.masks: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -239,12 +239,12 @@ class Checkpoints(PerFit, Checkpoint):
         self.best_model_path, self.last_model_path = str(folder / "best.ckpt"), str(folder / "last.ckpt")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.infinite = set(not_finite(trainer, pl_module))
+        self.masks = {name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        lost = [name for name in not_finite(trainer, pl_module) if name not in self.infinite]
+        lost = [name for name in not_finite(trainer, pl_module) if name not in self.masks]
         if not trainer.strategy.reduce_boolean_decision(not lost):
             named = lost[0] if lost else "what another process trained"
             self.stop_reason = f"epoch {trainer.current_epoch + 1} left {named} NaN or infinite, and was not saved"
