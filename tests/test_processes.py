@@ -64,6 +64,7 @@ def assert_near(root: Path, other: Path) -> None:
         for r in (root, other)
     ]
     assert files[0] == files[1]
+    assert [path.name for path in root.glob("version_*")] == ["version_0"]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_each_callback_that_remembers_is_here() -> None:
 
 def fit(callback: Any, scale: float, folder: Path) -> None:
     torch.manual_seed(int(scale))
-    model = Classifier(torch.nn.Linear(64, 10), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
+    model = Classifier(torch.nn.Linear(64, 10), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05 / scale))
     with torch.no_grad():
         model.network.weight.mul_(scale)  # type: ignore[operator, union-attr]
     quiet = {"enable_model_summary": False, "enable_progress_bar": False, "logger": False, "num_sanity_val_steps": 0}
