@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
 from torch.overrides import has_torch_function_variadic
 
+from .._torch import is_autocast_enabled
 from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
+from ..functions.epilogue import epilogue
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
@@ -36,7 +37,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if has_torch_function_variadic(input, weight, bias):
         return hand_over(linear, F.linear, input, weight, bias)
-    x, W, b = lower_precision(input, weight, bias) if _is_any_autocast_enabled() else (input, weight, bias)
+    x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not _fits(x, W, b):
         check_tensor("linear", input=input, weight=weight, bias=bias)
         if x.is_nested:
@@ -99,7 +100,7 @@ def dense(
     if x.is_complex():
         return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
     mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
-    output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
+    output = call(DenseFunction, x, W, b, residual, mask, epilogue(name, parameters, p if training else 0))
     return output[0] if isinstance(output, tuple) else output
 
 
