@@ -318,7 +318,9 @@ def test_dropout_draws_the_mask_of_the_elements_index(layout: str, p: float, lau
         def f(*given, key=key, evaluation=evaluation):
             x, gamma, beta, r = (*given, None)[:4]
             if evaluation:
-                return call(NormalizeFunction, x, gamma, beta, r, mean.to(x), var.to(x), seed, EPS, Epilogue(key, (), p))
+                return call(
+                    NormalizeFunction, x, gamma, beta, r, mean.to(x), var.to(x), seed, EPS, Epilogue(key, (), p)
+                )
             return call(BatchNormFunction, x, gamma, beta, r, seed, EPS, Epilogue(key, (), p))[0]
 
         given = inputs if residual else inputs[:3]

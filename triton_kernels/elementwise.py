@@ -277,8 +277,8 @@ def _run_backward(
         def launch(block: Block) -> None:
             _backward[grid_of(n, block.columns)](
                 dy, s, seed, dx, dr, n, *pair_of(e), scale, layout.channels, layout.points,
-                e.name, e.told_by == "a", dr is not None, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
-                num_warps=warps_of(block),
+                e.name, e.told_by == "a", dr is not None, threshold, bits, layout.channels > 0, block.columns,
+                is_wide(dy), num_warps=warps_of(block),
             )  # fmt: skip
 
         with device_of(dy):

@@ -12,8 +12,10 @@ from torch.overrides import handle_torch_function
 
 from .._torch import is_autocast_enabled
 from ..functions.activation import ACTIVATIONS
+from ..functions.epilogue import Epilogue
 
 __all__ = [
+    "USUAL",
     "activation_arguments",
     "check_activation",
     "check_bool",
@@ -21,6 +23,7 @@ __all__ = [
     "check_probability",
     "check_same",
     "check_tensor",
+    "epilogue_of",
     "hand_over",
     "lower_precision",
     "to_float32",
@@ -155,6 +158,30 @@ def activation_arguments(
     if given:
         check_activation(function, name, values)
     return name, values
+
+
+USUAL: dict[tuple[str | None, float], Epilogue] = {}
+"""Of an activation with its defaults and of p: kept, because a look here takes less time than the checks."""
+
+
+def epilogue_of(
+    function: str, activation: str | None, parameters: Mapping[str, float] | None, p: float = 0.0
+) -> Epilogue:
+    """What follows a layer, from a name, the parameters that differ from the default, and the dropout probability.
+
+    Raises:
+        TypeError: the activation is no name.
+        ValueError: an unknown activation or parameter, or p outside [0, 1].
+    """
+    eager = not parameters and (activation is None or type(activation) is str) and not torch.compiler.is_compiling()
+    if eager and (e := USUAL.get((activation, p))) is not None:
+        return e
+    name, values = activation_arguments(function, activation, parameters)
+    check_probability(function, p)
+    e = Epilogue(name, values, p)
+    if eager and type(p) in (float, int) and len(USUAL) < 1024:
+        USUAL[activation, p] = e
+    return e
 
 
 def _autocast(tensor: Tensor | None) -> bool:

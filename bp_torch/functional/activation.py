@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from ..functions.activation import ACTIVATIONS, ActivationFunction
-from ..functions.epilogue import epilogue
+from ..functions.epilogue import Epilogue
 from ..functions.function import call
 from ._common import activation_arguments, check_activation, check_tensor, hand_over, to_float32
 
@@ -70,7 +70,12 @@ def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
         return _by_torch(name, input, *parameters)
     if name == "softplus":
         (input,) = to_float32(input, cpu=False)
-    return call(ActivationFunction, input, epilogue(name, tuple(map(float, parameters)), fused=False))
+    e = Epilogue(name, tuple(map(float, parameters)), fused=False) if parameters else ALONE[name]
+    return call(ActivationFunction, input, e)
+
+
+ALONE = {name: Epilogue(name, fused=False) for name, row in ACTIVATIONS.items() if not row.parameters}
+"""Made once, since to make one takes a microsecond."""
 
 
 def _by_torch(name: str, input: Tensor, *parameters: float) -> Tensor:

@@ -13,13 +13,13 @@ from torch.overrides import has_torch_function_variadic
 from .._torch import assert_later
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
-from ..functions.epilogue import epilogue
+from ..functions.epilogue import Epilogue
 from ..functions.function import call
 from ..functions.sync_batch_norm import SyncStatisticsFunction
 from ..mode import is_exported, is_ordinary
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_bool, check_probability, check_tensor, hand_over
+from ._common import check_bool, check_tensor, epilogue_of, hand_over
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
@@ -56,8 +56,8 @@ def batch_norm(
             batch_norm, F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps
         )
     return _batch_norm(
-        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", (),
-        0.0, None,
+        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, Epilogue(),
+        None,
     )  # fmt: skip
 
 
@@ -98,12 +98,11 @@ def batch_norm_act(
             eps, activation=activation, activation_parameters=activation_parameters, p=p, generator=generator,
             dropout_training=dropout_training,
         )  # fmt: skip
-    name, parameters = activation_arguments("batch_norm_act", activation, activation_parameters)
-    check_probability("batch_norm_act", p)
+    e = epilogue_of("batch_norm_act", activation, activation_parameters, p)
     drops = training if dropout_training is None else dropout_training
     return _batch_norm(
-        "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps, name,
-        parameters, p if drops else 0.0, generator,
+        "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps,
+        e if drops else e.without_dropout, generator,
     )  # fmt: skip
 
 
@@ -129,8 +128,7 @@ def sync_batch_norm(
     gradients are those of the sum of all ranks' losses. One value a channel over all ranks is a ValueError, and in a
     compiled graph a RuntimeError.
     """
-    name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
-    check_probability("sync_batch_norm", p)
+    e = epilogue_of("sync_batch_norm", activation, activation_parameters, p)
     x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
     mean, var, count = call(SyncStatisticsFunction, x, process_group)
     message = "sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1"
@@ -143,7 +141,7 @@ def sync_batch_norm(
             raise ValueError(message)
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
-    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, eps, epilogue(name, parameters, p))
+    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, eps, e)
 
 
 def _in_parts(
@@ -182,9 +180,7 @@ def _batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    activation: str,
-    parameters: tuple[float, ...],
-    p: float,
+    e: Epilogue,
     generator: torch.Generator | None,
 ) -> Tensor:
     if function == "batch_norm" and _is_nothing(input, running_mean, training):
@@ -197,8 +193,8 @@ def _batch_norm(
         # One node, which others know and fold into the layer before it.
         y = F.batch_norm(x, running_mean, running_var, gamma, beta, training, momentum, eps)
         y = y if residual is None else y + residual
-        y = y if activation == "identity" else activations._call(activation, y, *parameters)
-        return y if p == 0 else dropouts.dropout(y, p, True, generator=generator)
+        y = y if e.name == "identity" else activations._call(e.name, y, *e.parameters)
+        return y if e.p == 0 else dropouts.dropout(y, e.p, True, generator=generator)
     if training:
         n = x.shape[0] * x.shape[2:].numel()
         if n == 1:
@@ -206,8 +202,8 @@ def _batch_norm(
                 f"{function}(): 'input': expected more than 1 value per channel when training, "
                 f"got input size {tuple(x.shape)}"
             )
-        mask = draw_mask(x, p, generator) if p > 0 else None
-        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, eps, epilogue(activation, parameters, p))
+        mask = draw_mask(x, e.p, generator) if e.p > 0 else None
+        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, eps, e)
         _update(running_mean, running_var, mean, var, n, momentum)
         return y
     assert running_mean is not None
@@ -215,7 +211,7 @@ def _batch_norm(
     if torch.is_grad_enabled():
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
         running_mean, running_var = running_mean.clone(), running_var.clone()
-    mask = draw_mask(x, p, generator) if p > 0 else None
+    mask = draw_mask(x, e.p, generator) if e.p > 0 else None
     return call(
         NormalizeFunction,
         x,
@@ -226,7 +222,7 @@ def _batch_norm(
         running_var,
         mask,
         eps,
-        epilogue(activation, parameters, p),
+        e,
     )
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function_variadic
 
 from .._torch import is_autocast_enabled
 from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
-from ..functions.epilogue import epilogue
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_same, check_tensor, hand_over, lower_precision
+from ._common import USUAL, check_same, check_tensor, epilogue_of, hand_over, lower_precision
 
 __all__ = ["dense", "linear"]
 
@@ -86,9 +86,12 @@ def dense(
             dense, _in_parts, input, weight, bias, residual, activation=activation,
             activation_parameters=activation_parameters, p=p, training=training, generator=generator,
         )  # fmt: skip
-    name, parameters = activation_arguments("dense", activation, activation_parameters)
-    check_probability("dense", p)
-    x, W, b = lower_precision(input, weight, bias)
+    e = None
+    if not activation_parameters and (activation is None or type(activation) is str) and not is_compiling():
+        e = USUAL.get((activation, p))
+    if e is None:
+        e = epilogue_of("dense", activation, activation_parameters, p)
+    x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not (_fits(x, W, b) and (residual is None or isinstance(residual, Tensor))):
         check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
         if x.is_nested:
@@ -99,8 +102,12 @@ def dense(
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
     if x.is_complex():
         return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
-    mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
-    output = call(DenseFunction, x, W, b, residual, mask, epilogue(name, parameters, p if training else 0))
+    mask = None
+    if p > 0 and training:
+        mask = draw_mask(x, p, generator, shape)
+    elif p > 0:
+        e = e.without_dropout
+    output = call(DenseFunction, x, W, b, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output
 
 

@@ -89,7 +89,9 @@ def cross_entropy(
     if label_smoothing > 1:
         raise RuntimeError(f"{name}(): 'label_smoothing': expected a number from 0 to 1, got {label_smoothing}")
     smoothing = max(float(label_smoothing), 0.0)  # torch reads a negative number as none
-    if input.numel() == 0 and input.dim() > 0 and input.shape[class_dim(input)] == 0:  # no classes: torch's own answer
+    if (
+        input.numel() == 0 and input.dim() > 0 and input.shape[class_dim(input.shape)] == 0
+    ):  # no classes: torch's own answer
         return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
     if input.shape == target.shape:
         return _probabilities(input, target, weight, ignore_index, smoothing, reduction)
@@ -420,7 +422,7 @@ def _check_constant(function: str, name: str, weight: Tensor) -> None:
 
 
 def _check_class_weight(function: str, x: Tensor, w: Tensor | None) -> None:
-    K = x.shape[class_dim(x)]
+    K = x.shape[class_dim(x.shape)]
     if w is not None and w.shape != (K,):
         raise RuntimeError(f"{function}(): 'weight': expected shape ({K},), one for each class, got {tuple(w.shape)}")
 

@@ -10,12 +10,12 @@ from torch.overrides import has_torch_function_variadic
 
 from ..functions.activation import ACTIVATIONS
 from ..functions.dropout import draw_mask
-from ..functions.epilogue import epilogue
+from ..functions.epilogue import Epilogue
 from ..functions.function import call
 from ..functions.residual import ResidualFunction
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_tensor, hand_over
+from ._common import check_tensor, epilogue_of, hand_over
 
 __all__ = ["dropout_add", "residual"]
 
@@ -52,8 +52,8 @@ def residual(
             globals()["residual"], _in_parts, branch, residual, activation=activation,
             activation_parameters=activation_parameters, p=p, training=training, generator=generator,
         )  # fmt: skip
-    name, parameters = activation_arguments("residual", activation, activation_parameters)
-    return _residual("residual", "branch", branch, residual, p, training, generator, name, parameters)
+    e = epilogue_of("residual", activation, activation_parameters, p)
+    return _residual("residual", "branch", branch, residual, training, generator, e)
 
 
 def dropout_add(
@@ -66,7 +66,9 @@ def dropout_add(
     """y = dropout(input) + residual, in one Function; arguments and errors as :func:`residual`."""
     if has_torch_function_variadic(input, residual):
         return hand_over(dropout_add, _in_parts, input, residual, p=p, training=training, generator=generator)
-    return _residual("dropout_add", "input", input, residual, p, training, generator, "identity", ())
+    return _residual(
+        "dropout_add", "input", input, residual, training, generator, epilogue_of("dropout_add", None, None, p)
+    )
 
 
 def _in_parts(
@@ -89,19 +91,16 @@ def _residual(
     branch_name: str,
     branch: Tensor,
     residual: Tensor,
-    p: float,
     training: bool,
     generator: torch.Generator | None,
-    activation: str,
-    parameters: tuple[float, ...],
+    e: Epilogue,
 ) -> Tensor:
     check_tensor(function, **{branch_name: branch, "residual": residual})
-    check_probability(function, p)
     if branch.is_nested or residual.is_nested:
         return _in_parts(
-            branch, residual, activation=activation,
-            activation_parameters=dict(zip(ACTIVATIONS[activation].parameters, parameters, strict=True)),
-            p=p, training=training, generator=generator,
+            branch, residual, activation=e.name,
+            activation_parameters=dict(zip(ACTIVATIONS[e.name].parameters, e.parameters, strict=True)),
+            p=e.p, training=training, generator=generator,
         )  # fmt: skip
     if branch.shape != residual.shape:
         raise RuntimeError(
@@ -115,7 +114,7 @@ def _residual(
     for name, tensor in ((branch_name, branch), ("residual", residual)):
         if not tensor.is_floating_point():
             raise RuntimeError(f"{function}(): '{name}': expected a floating dtype, got {tensor.dtype}")
-    p = p if training else 0.0
-    mask = draw_mask(branch, p, generator) if p > 0 else None
-    output = call(ResidualFunction, branch, residual, mask, epilogue(activation, parameters, p))
+    e = e if training else e.without_dropout
+    mask = draw_mask(branch, e.p, generator) if e.p > 0 else None
+    output = call(ResidualFunction, branch, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output

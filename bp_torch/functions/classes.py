@@ -11,9 +11,9 @@ from ..mode import wide
 __all__ = ["check_classes", "check_range", "class_dim", "counted", "one_hot", "weight_of"]
 
 
-def class_dim(x: Tensor) -> int:
+def class_dim(shape: torch.Size) -> int:
     """Which dimension counts classes: (C) or (N, C, ...)."""
-    return 0 if x.dim() == 1 else 1
+    return 0 if len(shape) == 1 else 1
 
 
 def one_hot(x_shape: torch.Size, c: int, index: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ residual leave readable. Each layer keeps that tensor, and asks here for all els
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from .activation_table import Activation, lookup
 from .dropout import drop
 from .function import CONSTANTS, Function, call
 
-__all__ = ["ActivationBackwardFunction", "Epilogue", "epilogue"]
+__all__ = ["ActivationBackwardFunction", "Epilogue"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Epilogue:
             return "y"
         return self.told_by
 
+    @cached_property
+    def without_dropout(self) -> Epilogue:
+        return Epilogue(self.name, self.parameters, 0, self.fused) if self.p else self
+
     def activate(self, z: Tensor) -> Tensor:
         """a = f(z)."""
         return self.row.f(z, *self.parameters) if self.told_by else z
@@ -79,7 +83,7 @@ class Epilogue:
 
     def pull(self, da: Tensor, s: Tensor | None) -> Tensor:
         """da ⊙ f′(z), without dropout: the pullback of f alone, and its pushforward as well, for f′ is diagonal."""
-        return without_dropout(self).backward(da, s)
+        return self.without_dropout.backward(da, s)
 
 
 class ActivationBackwardFunction(Function):
@@ -124,15 +128,3 @@ def _curvature(g: Tensor, dy: Tensor, s: Tensor, mask: Tensor | None, e: Epilogu
 
 
 CONSTANTS.add(Epilogue)
-
-
-def epilogue(name: str, parameters: tuple[float, ...] = (), p: float = 0, fused: bool = True) -> Epilogue:
-    """The Epilogue with these values; made once in eager mode, since to make one takes a microsecond."""
-    return (Epilogue if torch.compiler.is_compiling() else _made)(name, parameters, p, fused)
-
-
-_made = lru_cache(maxsize=1024)(Epilogue)
-
-
-def without_dropout(e: Epilogue) -> Epilogue:
-    return e if e.p == 0 else Epilogue(e.name, e.parameters, 0, e.fused)

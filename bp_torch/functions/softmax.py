@@ -3,7 +3,9 @@
     softmax       y = exp(x - m) / Σ exp(x - m),  m = max x      dx = y ⊙ (dy - Σ dy ⊙ y)
     log-softmax   y = x - m - log Σ exp(x - m)                   dx = dy - exp(y) Σ dy
 
-Both save y alone. Faster ways are in aten/softmax.py and gpu/softmax.py. Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
+Both save y alone. Source: Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
+
+Faster ways are in aten/softmax.py and gpu/softmax.py.
 """
 
 from __future__ import annotations

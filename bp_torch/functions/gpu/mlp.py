@@ -1,5 +1,5 @@
-"""A multilayer perceptron whose hidden layers have one width in one Triton kernel each way, up to widths of 64 (float32,
-and backward on ROCm: 32); a wider one layer by layer.
+"""A multilayer perceptron in one Triton kernel each way where its hidden layers have one width, up to 64 (float32, and
+backward on ROCm: 32); others layer by layer.
 """
 
 from __future__ import annotations
