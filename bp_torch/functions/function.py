@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .. import settings
 from .._torch import (
@@ -139,7 +140,7 @@ def call(function: type[Function], *args: Any) -> Any:
     and keywords, which no call here has; so the C++ entry point is called instead, unless a transform is active.
     Autocast is off inside: the caller has cast what must be cast.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # An exported graph holds operators, and no Function.
         return function.forward(*args) if torch.compiler.is_exporting() else _call_compiled(function, args)
     if is_tracing() or is_autocast_enabled() or are_transforms_active():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...mode import wide
 from .. import dropout as formula
-from ..dropout import dropout_scale, is_seed
+from ..dropout import dropout_scale
 from ..epilogue import ActivationBackwardFunction, Epilogue
 from ..function import ATEN
 
@@ -58,9 +58,9 @@ def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
 
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
     """As :func:`..dropout.drop`."""
-    if mask is None or is_seed(mask):
+    if mask is None or mask.dtype != torch.bool:
         return formula.drop(x, mask, p, add)
-    return masked(x, mask, dropout_scale(p), add)
+    return masked(x, mask, 1 / (1 - p) if p < 1 else 0.0, add)
 
 
 def masked(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:
