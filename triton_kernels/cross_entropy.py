@@ -26,7 +26,7 @@ from torch import Tensor
 from .arithmetic import exp
 from .cast import cast
 from .loss import finish
-from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
+from .softmax import INFINITY, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
 
 __all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
@@ -330,47 +330,3 @@ def probabilities_backward(
 
     tuned("cross-entropy probabilities", x, rows, run, "backward", share=2)
     return dx, dq
-
-
-TYPES = {
-    **dict.fromkeys(("X", "Q", "W", "LOSS", "DLOSS", "DX", "DQ"), "*{dtype}"),
-    **dict.fromkeys(("M", "R", "TOTAL", "W_SUM"), "*fp32"),
-    "PART": "*fp64",
-    **dict.fromkeys(("positions", "K", "inner", "ignored"), "i32"),
-    **dict.fromkeys(("keep", "share", "divisor"), "fp32"),
-    "T": "*i64",
-}
-SHAPES = {
-    "rows": {"P": 1, "BLOCK": TILE, "STRIDED": False},
-    "short rows": {"P": 256, "BLOCK": 16, "STRIDED": False},
-    "strided": {"P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-}
-_SHAPES_OF_TWO = {
-    **SHAPES,
-    "short rows": {"P": 128, "BLOCK": 16, "STRIDED": False},
-    "strided": {"P": NEIGHBOURS, "BLOCK": TILE_OF_TWO // NEIGHBOURS, "STRIDED": True},
-}
-_KERNELS = {
-    "forward": (_forward, {}),
-    "backward": (_backward, {"MEAN": True}),
-    "probabilities_forward": (_probabilities_forward, {}),
-    "probabilities_backward": (_probabilities_backward, {"NEED_X": True, "NEED_Q": True}),
-}
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"cross_entropy.{name} {shape}{' all options' if options else ''}",
-        "kernel": kernel,
-        "types": TYPES,
-        "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
-        "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
-        if name == "probabilities_forward"
-        else _forward_warps(tile["P"], tile["BLOCK"], options and name == "forward"),
-        # In the forward pass a thread's part of a block, all of it 16 bytes at a time, weighs as much as the row's few
-        # numbers beside it.
-        "wide_accesses": shape == "rows" and name != "forward",
-    }
-    for name, (kernel, more) in _KERNELS.items()
-    for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else SHAPES).items()
-    for options in (False, True)
-]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import launch
 from .cast import cast
-from .cross_entropy import SHAPES, TYPES, class_of, contiguous, put_loss, upstream
+from .cross_entropy import class_of, contiguous, put_loss, upstream
 from .launch import device_of
 from .loss import finish
 from .softmax import elements, locate, rows_of, tuned, warps_of
@@ -86,21 +86,3 @@ def backward(
 
     tuned("cross-entropy", dx, rows, run, "nll backward")
     return dx
-
-
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"nll_loss.forward{' weight' if weight else ''}", "kernel": _forward, "types": TYPES,
-        "constants": {"HAS_W": weight, "NONE": weight, "BLOCK": NLL_BLOCK}, "num_warps": 4, "wide_accesses": False,
-    }
-    for weight in (False, True)
-]  # fmt: skip
-TARGETS += [
-    {
-        "name": f"nll_loss.backward {shape}", "kernel": _backward, "types": TYPES,
-        "constants": {"HAS_W": True, "NONE": False, "MEAN": True, **tile},
-        "num_warps": warps_of(tile["P"], tile["BLOCK"]), "wide_accesses": shape == "rows",
-    }
-    for shape, tile in SHAPES.items()
-]  # fmt: skip

@@ -95,16 +95,3 @@ def mask(seed: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
         with device_of(out):
             launch(block_for("mask", n, seed.device, launch))
     return out
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles
-    {
-        "name": f"random.mask, {bits} bits",
-        "kernel": _mask,
-        "types": {"OUT": "*i1", "SEED": "*i64", "n": "i32"},
-        "constants": {"THRESHOLD": 2 ** (bits - 1), "BITS": bits, "BLOCK": 2048},
-        "num_warps": 4,
-        "wide_accesses": True,
-    }
-    for bits in (16, 32)
-]

@@ -256,27 +256,3 @@ def backward(dy: Tensor, y: Tensor, dim: int, log: bool) -> Tensor:
 
         tuned("softmax", y, rows, run, "backward")
     return dx
-
-
-_SIZES = {"positions": "i32", "K": "i32", "inner": "i32"}
-_SHAPES = {
-    "row": {"ONE": True, "P": 1, "BLOCK": WHOLE_ROW, "STRIDED": False},
-    "short rows": {"ONE": True, "P": 256, "BLOCK": 16, "STRIDED": False},
-    "long rows": {"ONE": False, "P": 1, "BLOCK": TILE, "STRIDED": False},
-    "strided": {"ONE": True, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-    "strided long": {"ONE": False, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-}
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"softmax.{name}{' log' if log else ''} {shape}",
-        "kernel": kernel,
-        "types": {**dict.fromkeys(tensors, "*{dtype}"), **_SIZES},
-        "constants": {"LOG": log, **constants},
-        "num_warps": warps_of(constants["P"], constants["BLOCK"]),
-        "wide_accesses": not constants["STRIDED"] and shape != "short rows",
-    }
-    for name, kernel, tensors in (("forward", _forward, ("X", "Y")), ("backward", _backward, ("DY", "Y", "DX")))
-    for log in (False, True)
-    for shape, constants in _SHAPES.items()
-]
