@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bp_torch.triton_kernels import random as kernels
+from bp_torch.triton_kernels import dropout as kernels
 
 from . import target
 
@@ -10,7 +10,7 @@ __all__ = ["TARGETS"]
 
 TARGETS = [
     target(
-        f"random.mask, {bits} bits",
+        f"dropout.mask, {bits} bits",
         kernels._mask,
         {"OUT": "*i1", "SEED": "*i64", "n": "i32"},
         {"THRESHOLD": 2 ** (bits - 1), "BITS": bits, "BLOCK": 2048},
