@@ -26,7 +26,7 @@ from torch import Tensor
 from .arithmetic import exp
 from .cast import cast
 from .loss import finish
-from .softmax import INFINITY, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
+from .softmax import INFINITY, TILE, elements, like, locate, merge, rows_of, tile_warps, tuned_rows
 
 __all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
@@ -214,12 +214,12 @@ TILE_OF_TWO = TILE // 2
 
 def _forward_warps(P: int, block: int, smooth: bool) -> int:
     """With smoothing there are sums of two kinds: with fewer threads registers are spilled."""
-    return (2 if smooth else 1) * warps_of(P, block)
+    return (2 if smooth else 1) * tile_warps(P, block)
 
 
 def _more_warps(P: int, block: int, strided: bool) -> int:
     """Where classes lie next to each other, the sums of two kinds want more threads, or registers are spilled."""
-    return warps_of(P, block) if strided else 2 * warps_of(P, block)
+    return tile_warps(P, block) if strided else 2 * tile_warps(P, block)
 
 
 def _shape_of_statistics(x: Tensor, c: int) -> tuple[int, ...]:
@@ -255,7 +255,7 @@ def forward(
         )  # fmt: skip
         return part
 
-    part = tuned("cross-entropy", x, rows, run, "forward")
+    part = tuned_rows("cross-entropy", x, rows, run, "forward")
     reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
     return reduced if loss is None else loss, total, m, r
 
@@ -277,10 +277,10 @@ def backward(
         _backward[rows.programs(P), triton.cdiv(rows.K, block)](
             x, t, w, m, r, dloss, total, w_sum, dx, rows.positions, rows.K, rows.inner, ignore_index,
             *_smoothing(smoothing, rows.K), w is not None, smooth, none, reduction == "mean", P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=tile_warps(P, block),
         )  # fmt: skip
 
-    tuned("cross-entropy", x, rows, run, "backward")
+    tuned_rows("cross-entropy", x, rows, run, "backward")
     return dx
 
 
@@ -304,7 +304,7 @@ def probabilities_forward(
         )  # fmt: skip
         return part
 
-    part = tuned("cross-entropy probabilities", x, rows, run, "forward", share=2)
+    part = tuned_rows("cross-entropy probabilities", x, rows, run, "forward", share=2)
     if loss is None:
         loss = finish(part, dtype, rows.positions if reduction == "mean" else 1, False)[0]
     return loss, m, r
@@ -325,8 +325,8 @@ def probabilities_backward(
             x, q, w, m, r, dloss, dx, dq, rows.positions, rows.K, rows.inner, *_smoothing(smoothing, rows.K),
             float(rows.positions) if reduction == "mean" else 1.0,
             w is not None, smoothing > 0, reduction == "none", *needs, P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=tile_warps(P, block),
         )  # fmt: skip
 
-    tuned("cross-entropy probabilities", x, rows, run, "backward", share=2)
+    tuned_rows("cross-entropy probabilities", x, rows, run, "backward", share=2)
     return dx, dq

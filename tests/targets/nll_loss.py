@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bp_torch.triton_kernels import nll_loss as kernels
+from bp_torch.triton_kernels.softmax import tile_warps
 
 from . import target
 from .cross_entropy import SHAPES, TYPES
@@ -26,7 +27,7 @@ TARGETS = [
             kernels._backward,
             TYPES,
             {"HAS_W": True, "NONE": False, "MEAN": True, **tile},
-            kernels.warps_of(tile["P"], tile["BLOCK"]),
+            tile_warps(tile["P"], tile["BLOCK"]),
             wide=shape == "rows",
         )
         for shape, tile in SHAPES.items()

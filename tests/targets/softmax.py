@@ -26,7 +26,7 @@ TARGETS = [
         kernel,
         {**dict.fromkeys(tensors, "*{dtype}"), **SIZES},
         {"LOG": log, **constants},
-        kernels.warps_of(constants["P"], constants["BLOCK"]),
+        kernels.tile_warps(constants["P"], constants["BLOCK"]),
         wide=not constants["STRIDED"] and shape != "short rows",
     )
     for name, (kernel, tensors) in KERNELS.items()
