@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_unary
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
 from ..functions.function import Function, call, is_exported
-from ._common import check_bool, check_probability, check_tensor, hand_over, warn, without_generator
+from ._common import check_bool, check_probability, check_tensor, overridable, warn, without_generator
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]
 
 
+@overridable(without_generator(F.dropout))
 def dropout(
     input: Tensor,
     p: float = 0.5,
@@ -43,12 +43,11 @@ def dropout(
         RuntimeError: an integer input, or a generator of another device.
         NotImplementedError: a complex input.
     """
-    if has_torch_function_unary(input):
-        return hand_over(dropout, without_generator(F.dropout), input, p, training, inplace, generator=generator)
     _check("dropout", input, p)
     return _dropout("dropout", DropoutFunction, input, p, training, inplace, generator)
 
 
+@overridable(without_generator(F.alpha_dropout))
 def alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -58,14 +57,11 @@ def alpha_dropout(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """y = a (m ⊙ x + α′ (1 - m)) + b, for SELU networks: keeps mean 0 and variance 1. Arguments as :func:`dropout`."""
-    if has_torch_function_unary(input):
-        return hand_over(
-            alpha_dropout, without_generator(F.alpha_dropout), input, p, training, inplace, generator=generator
-        )
     _check("alpha_dropout", input, p)
     return _dropout("alpha_dropout", AlphaDropoutFunction, input, p, training, inplace, generator)
 
 
+@overridable(without_generator(F.dropout1d))
 def dropout1d(
     input: Tensor,
     p: float = 0.5,
@@ -75,8 +71,6 @@ def dropout1d(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """y = m ⊙ x / (1 - p), one element of m a channel. input: (N, C, L) or (C, L), else RuntimeError."""
-    if has_torch_function_unary(input):
-        return hand_over(dropout1d, without_generator(F.dropout1d), input, p, training, inplace, generator=generator)
     _check("dropout1d", input, p)
     if input.dim() not in (2, 3):
         raise RuntimeError(f"dropout1d(): 'input': expected 2 or 3 dimensions, got {input.dim()}")
@@ -85,6 +79,7 @@ def dropout1d(
     return _dropout("dropout1d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
+@overridable(without_generator(F.dropout2d))
 def dropout2d(
     input: Tensor,
     p: float = 0.5,
@@ -97,8 +92,6 @@ def dropout2d(
 
     As torch, takes (N, C, L) and other numbers of dimensions from two up with a warning.
     """
-    if has_torch_function_unary(input):
-        return hand_over(dropout2d, without_generator(F.dropout2d), input, p, training, inplace, generator=generator)
     _check("dropout2d", input, p)
     if input.dim() not in (3, 4):
         _warn_dimensions("dropout2d", "3 or 4", input)
@@ -110,6 +103,7 @@ def dropout2d(
     return _dropout("dropout2d", DropoutFunction, input, p, training, inplace, generator, _channels(input))
 
 
+@overridable(without_generator(F.dropout3d))
 def dropout3d(
     input: Tensor,
     p: float = 0.5,
@@ -122,8 +116,6 @@ def dropout3d(
 
     As torch, takes other numbers of dimensions with a warning, and then as a single sample.
     """
-    if has_torch_function_unary(input):
-        return hand_over(dropout3d, without_generator(F.dropout3d), input, p, training, inplace, generator=generator)
     _check("dropout3d", input, p)
     if input.dim() not in (4, 5):
         _warn_dimensions("dropout3d", "4 or 5", input)
@@ -132,6 +124,7 @@ def dropout3d(
     return _dropout("dropout3d", DropoutFunction, input, p, training, inplace, generator, shape, batched)
 
 
+@overridable(without_generator(F.feature_alpha_dropout))
 def feature_alpha_dropout(
     input: Tensor,
     p: float = 0.5,
@@ -141,16 +134,6 @@ def feature_alpha_dropout(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Alpha dropout with one element of m a channel. input: (N, C, ...), else RuntimeError."""
-    if has_torch_function_unary(input):
-        return hand_over(
-            feature_alpha_dropout,
-            without_generator(F.feature_alpha_dropout),
-            input,
-            p,
-            training,
-            inplace,
-            generator=generator,
-        )
     _check("feature_alpha_dropout", input, p)
     return _dropout(
         "feature_alpha_dropout", AlphaDropoutFunction, input, p, training, inplace, generator, _channels(input)

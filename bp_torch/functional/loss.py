@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
 from ..functions.classes import class_dim
 from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabilitiesFunction
 from ..functions.function import PLAIN, call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
-from ._common import check_tensor, hand_over, to_float32, warn
+from ._common import check_tensor, overridable, to_float32, warn
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -32,6 +31,7 @@ __all__ = [
 ]
 
 
+@overridable(F.cross_entropy)
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -57,19 +57,6 @@ def cross_entropy(
         RuntimeError: other shapes or dtypes that do not fit; ε > 1; ``ignore_index`` with probabilities; a class weight
             that requires a gradient where it is a constant.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(
-            cross_entropy,
-            F.cross_entropy,
-            input,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-        )
     _check_integer("cross_entropy", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
         usual: Tensor = call(
@@ -117,6 +104,7 @@ def _probabilities(
     return loss
 
 
+@overridable(F.nll_loss)
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -130,8 +118,6 @@ def nll_loss(
 
     Arguments, shapes and errors: as :func:`cross_entropy` with classes.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(nll_loss, F.nll_loss, input, target, weight, size_average, ignore_index, reduce, reduction)
     _check_integer("nll_loss", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction):
         usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
@@ -147,6 +133,7 @@ def nll_loss(
     return loss
 
 
+@overridable(F.mse_loss)
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -167,12 +154,11 @@ def mse_loss(
         ValueError: a weight of another shape; an unknown ``reduction``.
         NotImplementedError: integers alone.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(mse_loss, F.mse_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("mse_loss", size_average, reduce, reduction)
     return _error_loss("mse", input, target, weight, 0.0, reduction)
 
 
+@overridable(F.l1_loss)
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -182,12 +168,11 @@ def l1_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """|x - t|, as :func:`torch.nn.functional.l1_loss`. Arguments and errors: as :func:`mse_loss`."""
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(l1_loss, F.l1_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("l1_loss", size_average, reduce, reduction)
     return _error_loss("l1", input, target, weight, 0.0, reduction)
 
 
+@overridable(F.smooth_l1_loss)
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -200,14 +185,13 @@ def smooth_l1_loss(
 
     β = 0 is :func:`l1_loss`. Other arguments and errors: as :func:`mse_loss`; RuntimeError for β < 0.
     """
-    if has_torch_function_variadic(input, target):
-        return hand_over(smooth_l1_loss, F.smooth_l1_loss, input, target, size_average, reduce, reduction, beta)
     reduction = _reduction("smooth_l1_loss", size_average, reduce, reduction)
     if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss(): 'beta': expected a number ≥ 0, got {beta}")
     return _error_loss("smooth_l1" if beta > 0 else "l1", input, target, None, float(beta), reduction)
 
 
+@overridable(F.huber_loss)
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -220,14 +204,13 @@ def huber_loss(
     The mean of a weighted loss divides by the number of elements, as torch's does. Other arguments and errors: as
     :func:`mse_loss`; RuntimeError for δ ≤ 0.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(huber_loss, F.huber_loss, input, target, reduction, delta, weight)
     reduction = _reduction("huber_loss", None, None, reduction)
     if delta <= 0:
         raise RuntimeError(f"huber_loss(): 'delta': expected a number > 0, got {delta}")
     return _error_loss("huber", input, target, weight, float(delta), reduction)
 
 
+@overridable(F.binary_cross_entropy_with_logits)
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -250,18 +233,6 @@ def binary_cross_entropy_with_logits(
         RuntimeError: weights that do not broadcast, or that require a gradient; an integer target.
         NotImplementedError: an integer input.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight):
-        return hand_over(
-            binary_cross_entropy_with_logits,
-            F.binary_cross_entropy_with_logits,
-            input,
-            target,
-            weight,
-            size_average,
-            reduce,
-            reduction,
-            pos_weight,
-        )
     plain = weight is None and pos_weight is None and size_average is None and reduce is None
     if plain and reduction in _REDUCTIONS and _are_alike(input, target):
         usual: Tensor = call(BCEWithLogitsFunction, input, target, None, None, reduction)
