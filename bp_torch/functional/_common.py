@@ -68,7 +68,7 @@ def make(ours, theirs, hand_over, has_torch_function):
 """
         made: dict[str, Any] = {}
         exec(compile(source, f"<overridable {ours.__name__}>", "exec"), globals(), made)
-        form: Form = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
+        form: Any = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
         return form
 
     return decorate

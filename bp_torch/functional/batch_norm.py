@@ -76,7 +76,7 @@ def _in_parts(
     if activation is not None:
         y = activations.activation(y, activation, activation_parameters)
     drops = training if dropout_training is None else dropout_training
-    return dropouts.dropout(y, p, drops, generator=generator)
+    return y if p == 0 else dropouts.dropout(y, p, drops, generator=generator)
 
 
 @overridable(_in_parts)
