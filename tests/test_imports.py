@@ -63,14 +63,16 @@ class Source:
         self.name = ".".join(parts).removesuffix(".__init__")
         self.package = ".".join(parts[:-1])
         nodes = list(statements(ast.parse(path.read_text(encoding="utf-8"))))
-        self.imports = dict(name for node in nodes for name in self.imported(node))
-        """The name here → the name there."""
-        self.names = {*self.imports.values(), *(name for node in nodes for name in self.reached(node))}
+        pairs = [pair for node in nodes for pair in self.imported(node)]
+        self.imports = {there for _, there in pairs}
+        self.names = self.imports | {name for node in nodes for name in reached(node, dict(pairs))}
         """These, and what is reached through them."""
 
     def imported(self, node: ast.AST) -> Iterator[tuple[str, str]]:
+        """(the name here, the name there) of each name that an import statement brings."""
         if isinstance(node, ast.Import):
-            names = [(a.asname or a.name.split(".")[0], a.name) for a in node.names]
+            names = [(a.asname or a.name, a.name) for a in node.names]
+            names += [(a.name.split(".")[0],) * 2 for a in node.names if not a.asname]
         elif isinstance(node, ast.ImportFrom):
             base = self.package.rsplit(".", node.level - 1)[0] if node.level else ""
             names = [(a.asname or a.name, ".".join(filter(None, (base, node.module, a.name)))) for a in node.names]
@@ -78,12 +80,14 @@ class Source:
             return
         yield from ((here, there) for here, there in names if there.split(".")[0] == "bp_torch")
 
-    def reached(self, node: ast.AST) -> Iterator[str]:
-        rest: list[str] = []
-        while isinstance(node, ast.Attribute):
-            rest, node = [node.attr, *rest], node.value
-        if rest and isinstance(node, ast.Name) and node.id in self.imports:
-            yield ".".join((self.imports[node.id], *rest))
+
+def reached(node: ast.AST, imports: dict[str, str]) -> Iterator[str]:
+    """The attribute of something imported that a node is, if it is one."""
+    rest: list[str] = []
+    while isinstance(node, ast.Attribute):
+        rest, node = [node.attr, *rest], node.value
+    if rest and isinstance(node, ast.Name) and node.id in imports:
+        yield ".".join((imports[node.id], *rest))
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -101,7 +105,7 @@ def package() -> list[Source]:
 def test_imports_go_round_in_no_circle(package: list[Source]) -> None:
     """Those inside functions count too."""
     modules = {source.name for source in package}
-    graph = {s.name: {n if n in modules else n.rpartition(".")[0] for n in s.imports.values()} for s in package}
+    graph = {s.name: {n if n in modules else n.rpartition(".")[0] for n in s.imports} for s in package}
     assert {"bp_torch.functions.function", "bp_torch.functional.dense"} <= graph["bp_torch.functional.mlp"]
     try:
         TopologicalSorter(graph).prepare()
