@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .functions import settings
-from .functions.function import is_ordinary, is_plain
-from .functions.settings import Setting, Settings
+from . import settings
+from ._torch import tree_leaves, tree_map_only
+from .mode import is_ordinary, is_plain
+from .settings import Setting, Settings
 
 __all__ = [
     "backend",
@@ -29,6 +29,7 @@ __all__ = [
     "current_backend",
     "is_batch_invariant",
     "kernels",
+    "kernels_for",
     "mask_of",
     "plain_kernels",
     "warmup",
@@ -113,12 +114,15 @@ def kernels(*tensors: Tensor | None) -> ModuleType | None:
     first = next(t for t in tensors if t is not None)
     if name == "auto" and not first.is_cuda:
         return None
-    if not is_ordinary(*tensors):
-        return None
-    reason = _refusal(first, tensors)
+    return kernels_for(first, *tensors) if is_ordinary(*tensors) else None
+
+
+def kernels_for(first: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """The package of kernels if it serves these tensors, where the backend is not ``"torch"`` and all are ordinary."""
+    reason = _refusal(first, others)
     if reason is None:
         return _package
-    if name == "triton" and reason not in _warned:
+    if reason not in _warned and current_backend() == "triton":
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
@@ -175,7 +179,7 @@ def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     return mask
 
 
-def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
+def _refusal(first: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
     """Why the kernels cannot run, or None."""
     global _package, _unusable
     if _package is None and _unusable is None:
@@ -187,7 +191,7 @@ def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
         return _unusable
     if not first.is_cuda and not (first.device.type == "cpu" and _package.INTERPRETED):
         return f"the tensors are on {first.device.type} (on the CPU, TRITON_INTERPRET=1 before the first use allows it)"
-    for t in tensors:
+    for t in (first, *others):
         # What is computed on, and every other number; integers beside it are seeds and classes.
         number = t is first or (t is not None and (t.is_floating_point() or t.is_complex()))
         if t is not None and number and t.dtype not in DTYPES:

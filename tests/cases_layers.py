@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from case_tools import Case, away_from, drawn, first, fixed_mask, tensors, torch_activation
 
 import bp_torch.functional as bpF
-from bp_torch.functions.activation import ACTIVATIONS, activation_backward, lookup
+from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 from bp_torch.functions.penalty import PenaltyFunction
 from bp_torch.functions.residual import ResidualFunction
@@ -55,7 +56,7 @@ def activation_backward_cases() -> Iterator[Case]:
         for p in (0.0, 0.5):
 
             def ours(dy, s, key=key, values=values, p=p):
-                return activation_backward(dy, s, key, values, drawn(mask) if p else None, p)
+                return Epilogue(key, values, p).backward(dy, s, drawn(mask) if p else None)
 
             def theirs(dy, s, row=row, values=values, p=p):
                 return (dy * mask / (1 - p) if p else dy) * row.df(s.float() if s.dtype.itemsize < 4 else s, *values)
@@ -80,7 +81,7 @@ def dense_cases() -> Iterator[Case]:
                 values = tuple(ACTIVATIONS[key].parameters.values())
 
                 def ours(x, W, b, r=None, key=key, values=values, p=p):
-                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, p, key, values))
+                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, Epilogue(key, values, p)))
 
                 def theirs(x, W, b, r=None, key=key, values=values, p=p):
                     y = torch_activation(key)(F.linear(x, W, b), *values)
@@ -197,7 +198,7 @@ def residual_cases() -> Iterator[Case]:
                 name=f"residual-{key}" + ("-dropout" if p else ""),
                 function="ResidualFunction",
                 ours=lambda branch, residual, key=key, values=values, p=p: first(
-                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, p, key, values)
+                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, Epilogue(key, values, p))
                 ),
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),

@@ -23,6 +23,7 @@ from bp_torch import nn
 from bp_torch import triton_kernels as kernels
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 from bp_torch.triton_kernels.launch import TABLE, Block, ShapeClass
 
@@ -187,7 +188,7 @@ def test_every_activation(key: str, residual: bool) -> None:
     inputs = [x, *parameters(x, x.dtype), *([torch.randn_like(x)] if residual else [])]
 
     def f(x, gamma, beta, r=None):
-        return call(BatchNormFunction, x, gamma, beta, r, None, 0.0, EPS, key, values)[0]
+        return call(BatchNormFunction, x, gamma, beta, r, None, EPS, Epilogue(key, values))[0]
 
     dy = torch.randn_like(x)
     with bp_torch.backend("torch"):
@@ -317,8 +318,10 @@ def test_dropout_draws_the_mask_of_the_elements_index(layout: str, p: float, lau
         def f(*given, key=key, evaluation=evaluation):
             x, gamma, beta, r = (*given, None)[:4]
             if evaluation:
-                return call(NormalizeFunction, x, gamma, beta, r, mean.to(x), var.to(x), seed, p, EPS, key, ())
-            return call(BatchNormFunction, x, gamma, beta, r, seed, p, EPS, key, ())[0]
+                return call(
+                    NormalizeFunction, x, gamma, beta, r, mean.to(x), var.to(x), seed, EPS, Epilogue(key, (), p)
+                )
+            return call(BatchNormFunction, x, gamma, beta, r, seed, EPS, Epilogue(key, (), p))[0]
 
         given = inputs if residual else inputs[:3]
         found = results(f, given, dy)
@@ -370,8 +373,8 @@ def test_gradients_of_and_through_statistics(layout: str) -> None:
 
     def run(dtype: torch.dtype) -> list[Tensor]:
         inputs = [t.to(dtype).detach().requires_grad_() for t in given]
-        y, m, v = call(BatchNormFunction, *inputs[:4], None, 0.0, EPS, "gelu", ())
-        z = call(NormalizeFunction, *inputs, None, 0.0, EPS, "silu", ())
+        y, m, v = call(BatchNormFunction, *inputs[:4], None, EPS, Epilogue("gelu"))
+        z = call(NormalizeFunction, *inputs, None, EPS, Epilogue("silu"))
         generator = torch.Generator(DEVICE).manual_seed(2 + INPUTS_SEED)
         sent = [torch.randn(t.shape, generator=generator, device=DEVICE).to(dtype) for t in (y, m, v, z)]
         grads = torch.autograd.grad((y, m, v), inputs[:4], sent[:3]) + torch.autograd.grad(z, inputs, sent[3])

@@ -25,7 +25,7 @@ from . import activation as act
 from . import random
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
-from .elementwise import _dropout, _pair
+from .epilogue import Epilogue, dropout_of, pair_of
 from .launch import Block, is_wide, tuned, warps_of
 
 __all__ = ["choose", "forward", "input_precision", "using"]
@@ -56,11 +56,10 @@ def using(way: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(M: int, N: int, K: int, dtype: torch.dtype) -> str:
-    """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below, for (M, K) x (N, K).
+def choose() -> str:
+    """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below.
 
-    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape. The arguments are those that
-    a measured table will decide by.
+    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape.
     """
     return "cublas" if _forced == "auto" else _forced
 
@@ -130,28 +129,29 @@ def family(dtype: torch.dtype) -> str:
 
 
 def forward(
-    x: Tensor, W: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], store: str = "",
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y = dropout(f(x Wᵀ + b)) + residual, and what ``store`` names: ``"z"``, ``"a"`` or ``""`` (None).
+    x: Tensor, W: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
+) -> tuple[Tensor, Tensor | None]:
+    """y = dropout(f(x Wᵀ + b)) + residual, and z or a where that tells f′.
 
     Shapes: x (..., K), W (N, K), bias (N), residual, y and s (..., N). Any strides. y has x's dtype promoted with the
     residual's, s has x's. The mask is that of elementwise.py for the same seed.
     """
     M, (N, K) = x.shape[:-1].numel(), W.shape
+    store = e.keeps(seed, residual)
+    store = store if store in ("z", "a") else ""
     rows = x.reshape(M, K)
     r = None if residual is None else residual.contiguous()
     dtype = x.dtype if r is None else torch.promote_types(x.dtype, r.dtype)
     y = torch.empty((M, N), dtype=dtype, device=x.device)
     s = torch.empty((M, N), dtype=x.dtype, device=x.device) if store else None
     if y.numel():
-        scale, threshold, bits = _dropout(seed, p)
+        scale, threshold, bits = dropout_of(e, seed)
         b = None if bias is None else bias.contiguous()
 
         def run(block: Block) -> None:
             _dense[(triton.cdiv(M, block.rows) * triton.cdiv(N, block.columns),)](
-                rows, W, b, r, seed, y, s, M, N, K, *rows.stride(), *W.stride(), *_pair(parameters), scale,
-                activation, b is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
+                rows, W, b, r, seed, y, s, M, N, K, *rows.stride(), *W.stride(), *pair_of(e), scale,
+                e.name, b is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
                 block.rows, block.columns, block.depth, GROUP, is_wide(y), num_warps=warps_of(block),
             )  # fmt: skip
 

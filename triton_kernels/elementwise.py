@@ -36,10 +36,11 @@ from torch import Tensor
 from . import activation as act
 from . import random
 from .cast import cast
+from .epilogue import Epilogue, dropout_of, pair_of
 from .launch import Block, block_for, device_of, grid_of, is_wide, warps_of
 
 __all__ = [
-    "backward", "backward_bias", "forward", "forward_keeping", "residual_backward", "residual_forward", "second",
+    "backward", "backward_bias", "forward", "residual_backward", "residual_forward", "second",
 ]  # fmt: skip
 
 
@@ -209,58 +210,36 @@ class Layout:
         return torch.empty_like(like, dtype=dtype, memory_format=order)
 
 
-def _dropout(seed: Tensor | None, p: float) -> tuple[float, int, int]:
-    """scale, THRESHOLD, BITS. p without a seed is a scale alone."""
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return (scale, 0, 0) if seed is None else (scale, random.threshold(p), random.bits_for(p))
-
-
-def _pair(parameters: tuple[float, ...]) -> tuple[float, float]:
-    a, b = (*parameters, 0.0, 0.0)[:2]
-    return float(a), float(b)
-
-
 def forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...],
-) -> Tensor:  # fmt: skip
-    """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's."""
-    return _run_forward(x, bias, residual, seed, p, activation, parameters, act_last=False, store=False)[0]
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
+) -> tuple[Tensor, Tensor | None]:
+    """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's; and a where that tells f′."""
+    return _run_forward(x, bias, residual, seed, e, act_last=False, store=e.keeps(seed, residual) == "a")
 
 
-def forward_keeping(
-    x: Tensor, residual: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """y as :func:`forward`, and a = f(x)."""
-    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=False, store=True)
-
-
-def residual_forward(
-    x: Tensor, residual: Tensor, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], keep_z: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y = f(z) with z = dropout(x) + residual, and z if asked for."""
-    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=True, store=keep_z)
+def residual_forward(x: Tensor, residual: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor | None]:
+    """y = f(z) with z = dropout(x) + residual; and z where that tells f′."""
+    return _run_forward(x, None, residual, seed, e, act_last=True, store=e.keeps() == "z")
 
 
 def _run_forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], act_last: bool, store: bool,
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue,
+    act_last: bool, store: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     layout = Layout.of(x)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = layout.new(x, dtype)
     s = layout.new(x, dtype if act_last else x.dtype) if store else None
     x, residual = layout.flat(x), layout.flat(residual)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = x.numel()
     if n:
 
         def launch(block: Block) -> None:
             _forward[grid_of(n, block.columns)](
                 x, bias, residual, seed, y, s, n, x.shape[-1] if x.dim() else 1,
-                *_pair(parameters), scale, layout.channels, layout.points,
-                activation, bias is not None, residual is not None, act_last, store,
+                *pair_of(e), scale, layout.channels, layout.points,
+                e.name, bias is not None, residual is not None, act_last, store,
                 threshold, bits, layout.channels > 0, block.columns, is_wide(x), num_warps=warps_of(block),
             )  # fmt: skip
 
@@ -270,37 +249,34 @@ def _run_forward(
 
 
 def backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
-    """dx, in ``dtype`` (dy's unless given). ``output``: s is the activation's output, not its input."""
-    return _run_backward(dy, s, seed, p, activation, parameters, output, dtype or dy.dtype, None)[0]
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype | None = None
+) -> Tensor:
+    """dx, in ``dtype`` (dy's unless given)."""
+    return _run_backward(dy, s, seed, e, dtype or dy.dtype, None)[0]
 
 
 def residual_backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
-    output: bool, dtypes: tuple[torch.dtype, torch.dtype],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtypes: tuple[torch.dtype, torch.dtype]
+) -> tuple[Tensor, Tensor]:
     """dx and dr of :func:`residual_forward`, in these dtypes."""
-    return _run_backward(dy, s, seed, p, activation, parameters, output, *dtypes)
+    return _run_backward(dy, s, seed, e, *dtypes)
 
 
 def _run_backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
-    output: bool, dtype: torch.dtype, dtype_r: torch.dtype | None,
-) -> tuple[Tensor, Any]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype, dtype_r: torch.dtype | None
+) -> tuple[Tensor, Any]:
     layout = Layout.of(dy if s is None else s)
     dx = layout.new(dy, dtype)
     dr = None if dtype_r is None else layout.new(dy, dtype_r)
     dy, s = layout.flat(dy), layout.flat(s)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = dy.numel()
     if n:
 
         def launch(block: Block) -> None:
             _backward[grid_of(n, block.columns)](
-                dy, s, seed, dx, dr, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, dr is not None, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
+                dy, s, seed, dx, dr, n, *pair_of(e), scale, layout.channels, layout.points,
+                e.name, e.told_by == "a", dr is not None, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
                 num_warps=warps_of(block),
             )  # fmt: skip
 
@@ -310,9 +286,8 @@ def _run_backward(
 
 
 def backward_bias(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """dz (rows, columns), and db = Σ dz over rows in float32: partial sums in the same pass, then one ordered sum."""
     dy = dy.contiguous()
     s = None if s is None else s.contiguous()
@@ -320,7 +295,7 @@ def backward_bias(
     rows, columns = dy.shape
     if not dy.numel():
         return dz, torch.zeros(columns, dtype=torch.float32, device=dy.device)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
 
     def launch(block: Block) -> Tensor:
         # Few values, since each is a kernel of its own; enough programs to fill the chip.
@@ -328,8 +303,8 @@ def backward_bias(
         (groups,) = grid_of(rows, block.rows * steps)
         partial = torch.empty((groups, columns), dtype=torch.float32, device=dy.device)
         _backward_bias[grid_of(columns, block.columns, groups)](
-            dy, s, seed, dz, partial, rows, columns, *_pair(parameters), scale,
-            activation, output, threshold, bits, block.rows, block.columns, steps, is_wide(dy),
+            dy, s, seed, dz, partial, rows, columns, *pair_of(e), scale,
+            e.name, e.told_by == "a", threshold, bits, block.rows, block.columns, steps, is_wide(dy),
             num_warps=warps_of(block),
         )  # fmt: skip
         return partial.sum(0)
@@ -338,22 +313,19 @@ def backward_bias(
         return dz, launch(block_for("elementwise bias", dy.numel(), dy.device, launch, dy.dtype))
 
 
-def second(
-    g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def second(g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor]:
     """ddy in dy's dtype and ds in s's."""
     layout = Layout.of(s)
     ddy, ds = layout.new(dy, dy.dtype), layout.new(s, s.dtype)
     g, dy, s = layout.flat(g), layout.flat(dy), layout.flat(s)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = dy.numel()
     if n:
 
         def launch(block: Block) -> None:
             _second[grid_of(n, block.columns)](
-                g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
+                g, dy, s, seed, ddy, ds, n, *pair_of(e), scale, layout.channels, layout.points,
+                e.name, e.told_by == "a", threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
                 num_warps=warps_of(block),
             )  # fmt: skip
 

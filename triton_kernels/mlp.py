@@ -21,7 +21,8 @@ from . import activation as act
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
 from .dense import input_precision
-from .elementwise import _pair, _times
+from .elementwise import _times
+from .epilogue import Epilogue, pair_of
 from .launch import Block, first_block, tuned, warps_of
 
 __all__ = ["backward", "fits", "forward"]
@@ -174,10 +175,10 @@ def _sizes(I: int, H: int, O: int) -> tuple[int, int, int]:  # noqa: E741
 
 
 def forward(
-    x: Tensor, Ws: Sequence[Tensor], bs: Sequence[Tensor | None],
-    activation: str, parameters: tuple[float, ...], store: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """y (..., O), and z or a of each hidden layer, (..., H), as ``store`` says ("" for none)."""
+    x: Tensor, Ws: Sequence[Tensor], bs: Sequence[Tensor | None], e: Epilogue, keep: bool
+) -> tuple[Tensor, ...]:
+    """y (..., O), and if asked to ``keep`` it z or a of each hidden layer, (..., H), whichever tells f′."""
+    store = ("z" if e.keeps() == "z" else "a") if keep else ""
     shape, layers = x.shape[:-1], len(Ws) - 1
     M, I, H, O = shape.numel(), Ws[0].shape[1], Ws[0].shape[0], Ws[-1].shape[0]  # noqa: E741
     y = x.new_empty((*shape, O))
@@ -189,8 +190,8 @@ def forward(
 
     def run(block: Block) -> None:
         _forward[(triton.cdiv(M, block.rows),)](
-            x, *weights, bias, s, y, M, I, H, O, layers, *_pair(parameters),
-            activation, bias is not None, store, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            x, *weights, bias, s, y, M, I, H, O, layers, *pair_of(e),
+            e.name, bias is not None, store, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
             num_warps=warps_of(_block(*_sizes(I, H, O), backward=False, float32=float32, rows=block.rows)),
         )  # fmt: skip
 
@@ -199,10 +200,10 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, Ws: Sequence[Tensor], s: Sequence[Tensor],
-    activation: str, parameters: tuple[float, ...], output: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
-    """dx, dW and db of each layer, from what forward stored; ``output``: the activations, not the pre-activations."""
+    dy: Tensor, x: Tensor, Ws: Sequence[Tensor], s: Sequence[Tensor], e: Epilogue
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """dx, dW and db of each layer, from what forward kept."""
+    output = e.keeps() != "z"
     layers = len(Ws) - 1
     M, I, H, O = x.shape[:-1].numel(), Ws[0].shape[1], Ws[0].shape[0], Ws[-1].shape[0]  # noqa: E741
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -222,7 +223,7 @@ def backward(
         partial = torch.empty((programs, sum(sizes)), dtype=torch.float32, device=x.device)
         _backward[(programs,)](
             x, *weights, stored, dy, dx, partial, M, I, H, O, layers, steps,
-            sum(sizes), *_pair(parameters), activation, output, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            sum(sizes), *pair_of(e), e.name, output, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
             num_warps=warps_of(_block(*_sizes(I, H, O), backward=True, float32=float32, rows=block.rows)),
         )  # fmt: skip
         return partial

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from bp_torch import triton_kernels as kernels
+from bp_torch.functions.batch_norm import Saved
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.triton_kernels import batch_norm, launch, softmax, tuning
 from bp_torch.triton_kernels.launch import Block
 
@@ -101,12 +103,12 @@ def norms() -> None:
                 needed: tuple[Any, ...] = ((True, True, True, False), (DTYPE, DTYPE, DTYPE, None))
                 time(
                     f"batch norm {name}", 6 * n,
-                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, "relu", ()),
+                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, Epilogue("relu")),
                 )  # fmt: skip
                 time(
                     f"batch norm backward {name}", 10 * n,
                     lambda: kernels.batch_norm.backward(
-                        dy, None, None, x, g, b, None, mean, var, None, 1e-5, "relu", (), True, *needed
+                        dy, None, None, Saved(x, g, b, None, mean, var, None, None), 1e-5, Epilogue("relu"), *needed
                     ),
                 )  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .._torch import is_autocast_enabled
 from ..functions.activation import ACTIVATIONS
 
 __all__ = [
@@ -206,7 +207,7 @@ def _autocast(tensor: Tensor | None) -> bool:
 
 def lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     """What autocast does before matrix products: cast to its dtype."""
-    if not torch._C._is_any_autocast_enabled():
+    if not is_autocast_enabled():
         return tensors
     return tuple(
         t.to(torch.get_autocast_dtype(t.device.type)) if t is not None and _autocast(t) else t for t in tensors
@@ -218,7 +219,7 @@ def to_float32(*tensors: Tensor | None, cpu: bool = True) -> tuple[Any, ...]:
 
     ``cpu=False`` for the operators that torch treats so on accelerators alone (softmax, log_softmax, softplus).
     """
-    if not torch._C._is_any_autocast_enabled():
+    if not is_autocast_enabled():
         return tensors
     return tuple(
         t.float() if t is not None and _autocast(t) and (cpu or t.device.type != "cpu") else t for t in tensors

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from ..functions.activation import ACTIVATIONS, ActivationFunction
+from ..functions.epilogue import epilogue
 from ..functions.function import call
 from ._common import activation_arguments, check_activation, check_tensor, hand_over, to_float32
 
@@ -69,7 +70,7 @@ def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
         return _by_torch(name, input, *parameters)
     if name == "softplus":
         (input,) = to_float32(input, cpu=False)
-    return call(ActivationFunction, input, name, tuple(map(float, parameters)))
+    return call(ActivationFunction, input, epilogue(name, tuple(map(float, parameters)), fused=False))
 
 
 def _by_torch(name: str, input: Tensor, *parameters: float) -> Tensor:

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import assert_later
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
-from ..functions.function import call, is_exported, is_ordinary
+from ..functions.epilogue import epilogue
+from ..functions.function import call
 from ..functions.sync_batch_norm import SyncStatisticsFunction
+from ..mode import is_exported, is_ordinary
 from . import activation as activations
 from . import dropout as dropouts
 from ._common import activation_arguments, check_bool, check_probability, check_tensor, overridable
@@ -149,14 +152,14 @@ def sync_batch_norm(
     message = "sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1"
     n: int | Tensor = count
     if torch.compiler.is_compiling():
-        torch._assert_async(count != 1, message)  # a graph has no numbers to look at
+        assert_later(count != 1, message)  # a graph has no numbers to look at
     else:
         n = int(count)
         if n == 1:
             raise ValueError(message)
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
-    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, p, eps, name, parameters)
+    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, eps, epilogue(name, parameters, p))
 
 
 def _batch_norm(
@@ -195,7 +198,7 @@ def _batch_norm(
                 f"got input size {tuple(x.shape)}"
             )
         mask = draw_mask(x, p, generator) if p > 0 else None
-        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, p, eps, activation, parameters)
+        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, eps, epilogue(activation, parameters, p))
         _update(running_mean, running_var, mean, var, n, momentum)
         return y
     assert running_mean is not None
@@ -205,7 +208,16 @@ def _batch_norm(
         running_mean, running_var = running_mean.clone(), running_var.clone()
     mask = draw_mask(x, p, generator) if p > 0 else None
     return call(
-        NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, mask, p, eps, activation, parameters
+        NormalizeFunction,
+        x,
+        gamma,
+        beta,
+        residual,
+        running_mean,
+        running_var,
+        mask,
+        eps,
+        epilogue(activation, parameters, p),
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
 
+from .._torch import is_autocast_enabled
 from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
+from ..functions.epilogue import epilogue
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
@@ -34,7 +35,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Complex numbers and nested tensors have torch's own operator, here and in :func:`dense`.
     """
-    x, W, b = lower_precision(input, weight, bias) if _is_any_autocast_enabled() else (input, weight, bias)
+    x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not _fits(x, W, b):
         check_tensor("linear", input=input, weight=weight, bias=bias)
         if x.is_nested:
@@ -112,7 +113,7 @@ def dense(
     if x.is_complex():
         return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
     mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
-    output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
+    output = call(DenseFunction, x, W, b, residual, mask, epilogue(name, parameters, p if training else 0))
     return output[0] if isinstance(output, tuple) else output
 
 

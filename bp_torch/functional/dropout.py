@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functions.dropout import AlphaDropoutFunction, DropoutFunction, draw_mask
-from ..functions.function import Function, call, is_exported
+from ..functions.function import Function, call
+from ..mode import is_exported
 from ._common import check_bool, check_probability, check_tensor, overridable, warn, without_generator
 
 __all__ = ["alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"]

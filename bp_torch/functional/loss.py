@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import are_transforms_active, is_autocast_enabled
 from ..functions.classes import class_dim
 from ..functions.cross_entropy import CrossEntropyFunction, CrossEntropyProbabilitiesFunction
-from ..functions.function import PLAIN, call
+from ..functions.function import call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
+from ..mode import PLAIN
 from ._common import check_tensor, overridable, to_float32, warn
 
 __all__ = [
@@ -252,7 +254,7 @@ def binary_cross_entropy_with_logits(
     for key, given in (("weight", weight), ("pos_weight", pos_weight)):
         if given is None:
             continue
-        if not torch._C._are_functorch_transforms_active():  # there torch's operator is made of others, too
+        if not are_transforms_active():  # there torch's operator is made of others, too
             _check_constant(name, key, given)
         try:
             fits = torch.broadcast_shapes(given.shape, input.shape) == input.shape
@@ -285,7 +287,7 @@ def _is_usual(input: Any, target: Any, weight: Any, size_average: Any, reduce: A
         and target.dtype is torch.int64
         and input.dtype in (torch.float32, torch.float64)
         and reduction in _REDUCTIONS
-        and not torch._C._is_any_autocast_enabled()
+        and not is_autocast_enabled()
     )
 
 
@@ -297,7 +299,7 @@ def _are_alike(input: Any, target: Any) -> bool:
         and input.dtype is target.dtype
         and input.dtype in (torch.float32, torch.float64)
         and input.shape == target.shape
-        and not torch._C._is_any_autocast_enabled()
+        and not is_autocast_enabled()
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.overrides import has_torch_function
 
+from ..functions.epilogue import epilogue
 from ..functions.function import call
 from ..functions.mlp import MLPFunction
 from ._common import activation_arguments, check_same, check_tensor, hand_over, lower_precision
@@ -70,7 +71,7 @@ def mlp(
             raise RuntimeError(f"mlp(): '{names[1]}': expected shape ({W.shape[0]},), got {tuple(b.shape)}")
         layers += [W, b]
         width, of = W.shape[0], f"'{names[0]}'"
-    output: tuple[Tensor, ...] = call(MLPFunction, x, name, parameters, recompute, *layers)
+    output: tuple[Tensor, ...] = call(MLPFunction, x, epilogue(name, parameters), recompute, *layers)
     return output[0]
 
 

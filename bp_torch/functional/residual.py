@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..functions.activation import ACTIVATIONS
 from ..functions.dropout import draw_mask
+from ..functions.epilogue import epilogue
 from ..functions.function import call
 from ..functions.residual import ResidualFunction
 from . import activation as activations
@@ -106,5 +107,5 @@ def _residual(
             raise RuntimeError(f"{function}(): '{name}': expected a floating dtype, got {tensor.dtype}")
     p = p if training else 0.0
     mask = draw_mask(branch, p, generator) if p > 0 else None
-    output = call(ResidualFunction, branch, residual, mask, p, activation, parameters)
+    output = call(ResidualFunction, branch, residual, mask, epilogue(activation, parameters, p))
     return output[0] if isinstance(output, tuple) else output

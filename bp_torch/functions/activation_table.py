@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .function import is_plain
+from ..mode import is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "lookup"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .function import wide
+from .._torch import are_transforms_active
+from ..mode import wide
 
 __all__ = ["check_classes", "check_range", "class_dim", "counted", "one_hot", "weight_of"]
 
@@ -32,7 +33,7 @@ def counted(t: Tensor, ignore_index: int, c: int) -> tuple[Tensor, Tensor]:
 
 def check_range(index: Tensor, K: int) -> None:
     """IndexError for a class outside [0, K), as torch on the CPU; elsewhere looking would wait for the device."""
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    eager = not torch.compiler.is_compiling() and not are_transforms_active()
     if eager and type(index) is Tensor and index.device.type == "cpu" and index.numel() > 0:
         low, high = index.aminmax()
         if low < 0 or high >= K:

@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch import log_softmax_backward
 from ..backends import current_backend, plain_kernels
+from ..mode import NARROW, is_plain, wide
 from .classes import check_classes, check_range, class_dim, counted, one_hot, weight_of
-from .function import NARROW, Function, is_plain, wide
+from .function import Function
 from .loss import KINDS, fast_on_cpu, on_cpu, reduce, spread
 
 __all__ = ["CrossEntropyFunction", "CrossEntropyProbabilitiesFunction"]
@@ -253,7 +255,7 @@ def _small_backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
     if narrow:
         dloss, w = dloss.float(), w if w is None else w.float()
     d = _nll_backward(dloss, log_p, t, w, KINDS[kind], ignore_index, total)
-    dx = torch._log_softmax_backward_data(d, log_p, c, log_p.dtype)
+    dx = log_softmax_backward(d, log_p, c, log_p.dtype)
     return dx.to(x.dtype) if narrow else dx, None, None, None, None, None
 
 

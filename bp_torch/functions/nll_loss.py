@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..backends import plain_kernels
+from ..mode import NARROW, wide
 from .classes import check_classes, check_range, class_dim, counted, one_hot, weight_of
-from .function import NARROW, Function, wide
+from .function import Function
 from .loss import KINDS, fast_on_cpu, reduce, spread
 
 __all__ = ["NLLLossFunction"]

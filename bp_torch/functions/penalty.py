@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..backends import plain_kernels
-from .function import PLAIN, Function, is_plain
+from ..mode import PLAIN, is_plain
+from .function import Function
 
 __all__ = ["PenaltyFunction"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from .._torch import tree_leaves, tree_map_only
 from ..backends import current_backend
-from ..functions.function import PLAIN
+from ..mode import PLAIN
 from .context import Context
 from .numeric import difference, same_bits
 from .registry import Failed, NotApplicable, check, describe

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from .._torch import tree_leaves, tree_unflatten
 from .context import Context
 from .gradients import first_order, report
 from .numeric import compare_gradients, difference
