@@ -35,8 +35,6 @@ class Case:
     """The dimension of the first input along which the computation is independent (per-sample transforms), or None."""
     empty: bool = True
     """Whether torch accepts a batch of zero along ``batch_dim``."""
-    piecewise_linear: bool = False
-    """Second derivatives are all zero."""
 
     def __str__(self) -> str:
         return self.name

@@ -59,7 +59,7 @@ def using(way: str) -> Iterator[None]:
 def choose() -> str:
     """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below.
 
-    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape.
+    ``"cublas"`` unless the other is asked for: see launch.py.
     """
     return "cublas" if _forced == "auto" else _forced
 
