@@ -56,7 +56,6 @@ __all__ = ["Plan", "apply", "backward", "forward", "normalize_backward", "statis
 BY_ROWS, BY_PLANES = first_block("batch norm rows"), first_block("batch norm planes")
 TILE = BY_ROWS.rows * BY_ROWS.columns  # two 16-byte accesses a thread in 16-bit dtypes
 WARPS = warps_of(BY_ROWS)
-CHANNELS, POINTS = BY_ROWS.columns, BY_PLANES.columns  # the most columns of a tile
 PROGRAMS = 1024  # that a reduction is split into, where there is the work for them
 FEWEST_TILES, MOST_TILES = 4, 64  # of a program of a reduction; beyond the most, Σ (x - K)² could lose digits
 SPLITS_AT_ONCE, CHANNELS_AT_ONCE = 256, 8  # of the kernels that add up splits

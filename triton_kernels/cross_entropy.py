@@ -26,7 +26,7 @@ from torch import Tensor
 from .arithmetic import exp
 from .cast import cast
 from .loss import finish
-from .softmax import INFINITY, TILE, elements, like, locate, merge, rows_of, tile_warps, tuned_rows
+from .softmax import INFINITY, elements, like, locate, merge, rows_of, tile_warps, tuned_rows
 
 __all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
@@ -206,10 +206,6 @@ def _probabilities_backward(
             if HAS_W:
                 dq *= _class_weights(W, k, K, True)[None, :]
             tl.store(DQ + at, cast(dq, DQ.dtype.element_ty), mask=mask)
-
-
-TILE_OF_TWO = TILE // 2
-"""Elements of a tile where two tensors are read: larger ones spill registers."""
 
 
 def _forward_warps(P: int, block: int, smooth: bool) -> int:

@@ -141,8 +141,6 @@ def _backward(
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-WHOLE_ROW = first_block("softmax", "whole row").columns
-"""The longest row that is kept in registers."""
 TILE = first_block("softmax", "long row").columns
 """Elements of a tile where rows are short, or are taken in several blocks."""
 NEIGHBOURS = first_block("softmax strided").rows

@@ -21,7 +21,7 @@ TYPES = {
 
 
 def blocks_of(planes: bool, wide: bool = False) -> dict[str, Any]:
-    columns = kernels.POINTS if planes else kernels.CHANNELS
+    columns = (kernels.BY_PLANES if planes else kernels.BY_ROWS).columns
     return {"PLANES": planes, "BLOCK_ROWS": kernels.TILE // columns, "BLOCK_COLUMNS": columns, "WIDE": wide}
 
 

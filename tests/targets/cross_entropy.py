@@ -27,7 +27,7 @@ SHAPES = {
 SHAPES_OF_TWO = {
     **SHAPES,
     "short rows": {"P": 128, "BLOCK": 16, "STRIDED": False},
-    "strided": {"P": NEIGHBOURS, "BLOCK": kernels.TILE_OF_TWO // NEIGHBOURS, "STRIDED": True},
+    "strided": {"P": NEIGHBOURS, "BLOCK": TILE // 2 // NEIGHBOURS, "STRIDED": True},
 }
 KERNELS = {
     "forward": (kernels._forward, {}),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bp_torch.triton_kernels import softmax as kernels
-from bp_torch.triton_kernels.softmax import NEIGHBOURS, TILE, WHOLE_ROW
+from bp_torch.triton_kernels.launch import first_block
+from bp_torch.triton_kernels.softmax import NEIGHBOURS, TILE
 
 from . import target
 
@@ -13,7 +14,7 @@ __all__ = ["TARGETS"]
 
 SIZES = {"positions": "i32", "K": "i32", "inner": "i32"}
 SHAPES: dict[str, dict[str, Any]] = {
-    "row": {"ONE": True, "P": 1, "BLOCK": WHOLE_ROW, "STRIDED": False},
+    "row": {"ONE": True, "P": 1, "BLOCK": first_block("softmax", "whole row").columns, "STRIDED": False},
     "short rows": {"ONE": True, "P": 256, "BLOCK": 16, "STRIDED": False},
     "long rows": {"ONE": False, "P": 1, "BLOCK": TILE, "STRIDED": False},
     "strided": {"ONE": True, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
