@@ -307,9 +307,9 @@ def _reduction(function: str, size_average: bool | None, reduce: bool | None, re
     if size_average is not None or reduce is not None:
         whole, reduced = size_average is None or size_average, reduce is None or reduce
         reduction = "none" if not reduced else "mean" if whole else "sum"
-        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 4)
+        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 3)
     if reduction == "elementwise_mean":
-        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 4)
+        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 3)
         return "mean"
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")
