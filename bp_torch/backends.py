@@ -164,7 +164,7 @@ def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
 def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask that the kernels draw from a seed, written out as a boolean tensor."""
     assert _package is not None, "a seed is drawn by the kernels"
-    mask: Tensor = _package.random.mask(seed, tuple(shape), p)
+    mask: Tensor = _package.dropout.mask(seed, tuple(shape), p)
     return mask
 
 

@@ -42,7 +42,6 @@ def activation_cases() -> Iterator[Case]:
                 ours=lambda x, key=key, given=given: bpF.activation(x, key, given),
                 theirs=lambda x, f=torch_form, values=values: f(x, *values),
                 inputs=away_from(row.kinks(*values), tensors((5, 3), scale=2.0)),
-                piecewise_linear=not bool(row.ddf(torch.full((1,), 0.3), *values).any()) and bool(row.kinks(*values)),
             )
 
 
@@ -180,7 +179,6 @@ def dropout_cases() -> Iterator[Case]:
                     theirs=theirs,
                     inputs=tensors(shape, seed=2),
                     batch_dim=None,  # the mask belongs to a whole batch
-                    piecewise_linear=True,
                 )
 
 
@@ -203,7 +201,6 @@ def residual_cases() -> Iterator[Case]:
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),
                 batch_dim=None,  # the residual and the mask belong to a whole batch
-                piecewise_linear=key in ("identity", "relu", "leaky_relu"),
             )
 
 
@@ -218,5 +215,4 @@ def penalty_cases() -> Iterator[Case]:
             ),
             inputs=away_from((0.0,), tensors((3, 2), (4,), (), seed=5)),
             batch_dim=None,
-            piecewise_linear=l2 == 0,
         )

@@ -331,7 +331,7 @@ def test_dropout_draws_the_mask_of_the_elements_index(layout: str, p: float, lau
             expected = results(f, [t.double() for t in given], dy.double())
         assert not launched
         if key != "relu":
-            assert torch.equal(found[0] != 0, kernels.random.mask(seed, x.shape, p))
+            assert torch.equal(found[0] != 0, kernels.dropout.mask(seed, x.shape, p))
         torch.testing.assert_close([t.double() for t in found], expected, rtol=1e-3, atol=1e-3)
 
 

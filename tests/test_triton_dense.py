@@ -115,8 +115,8 @@ def test_epilogue(dtype: torch.dtype, key: str, p: float, with_residual: bool) -
     """Every combination, with the mask that the elementwise kernels draw from the same seed."""
     parameters = (0.2,) if key == "leaky_relu" else ()
     e = Epilogue(key, parameters, p)
-    seed = kernels.random.new_seed(torch.device(DEVICE)) if p else None
-    mask = kernels.random.mask(seed, (9, 12), p) if p else None
+    seed = kernels.dropout.new_seed(torch.device(DEVICE)) if p else None
+    mask = kernels.dropout.mask(seed, (9, 12), p) if p else None
 
     def parts(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         x, W, b, r = tensors

@@ -5,13 +5,11 @@
 All hidden layers have one width H; I, H and O are at most 128 (float32: 32). A program takes whole rows through all
 layers, the
 weights come from the L2 cache. Backward writes each program's sums of dW and db, which are then added in one order.
-Nothing here has been measured on a GPU yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -157,7 +155,7 @@ def _backward(
 
 ROWS = first_block("mlp").rows
 PROGRAMS = 512
-"""At most so many partial sums in backward. Not measured on a GPU."""
+"""At most so many partial sums in backward."""
 
 
 def _block(*sizes: int, backward: bool, float32: bool, rows: int = ROWS) -> Block:
@@ -245,27 +243,3 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     ):
         return first
     return torch.stack(tuple(tensors))
-
-
-def _target(kernel: Any, name: str, key: str, size: int, float32: bool = False, **constants: Any) -> dict[str, Any]:
-    pointers = [n for n in kernel.arg_names if (n.isupper() and n not in constants and len(n) > 1) or n in "XSY"]
-    types = {n: "*{dtype}" for n in pointers if n not in ("M", "I", "H", "O")} | {"PARTIAL": "*fp32"}
-    types |= dict.fromkeys(("M", "I", "H", "O", "layers", "steps", "parameters"), "i32") | {"a": "fp32", "b": "fp32"}
-    constants |= {"KEY": key, "PRECISION": "ieee", "BLOCK": ROWS, "SIZE_I": size, "SIZE_H": size, "SIZE_O": size}
-    only = {"chips": ("sm_80", "sm_90", "sm_100")} if kernel is _backward and size > 32 else {}
-    return only | {
-        "name": f"mlp.{name} {key} {size}", "kernel": kernel, "constants": constants, "wide_accesses": False,
-        "types": {n: t for n, t in types.items() if n in kernel.arg_names and n not in constants},
-        "num_warps": _block(size, backward=kernel is _backward, float32=float32).warps,
-        "dtypes": ("fp32",) if float32 else ("bf16", "fp16"),
-    }  # fmt: skip
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles
-    _target(_forward, "forward float32", "relu", 32, True, HAS_BIAS=True, STORE="a"),
-    _target(_backward, "backward float32", "relu", 32, True, OUTPUT=True),
-    *(_target(_forward, "forward", "relu", n, HAS_BIAS=True, STORE="a") for n in (32, 64)),
-    _target(_forward, "forward", "gelu", 64, HAS_BIAS=True, STORE="z"),
-    *(_target(_backward, "backward", "relu", n, OUTPUT=True) for n in (32, 64)),
-    _target(_backward, "backward", "gelu", 64, OUTPUT=False),
-]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._torch import is_autocast_enabled
 from ..functions.activation import ACTIVATIONS
@@ -26,6 +28,7 @@ __all__ = [
     "epilogue_of",
     "hand_over",
     "lower_precision",
+    "overridable",
     "to_float32",
     "warn",
     "without_generator",
@@ -37,6 +40,42 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
     **{name: tuple(float(value) for value in row.parameters.values()) for name, row in ACTIVATIONS.items()},
 }
 _REQUIRED = ("input", "branch")
+
+
+Form = TypeVar("Form", bound=Callable[..., Any])
+
+
+def overridable(theirs: Callable[..., Any]) -> Callable[[Form], Form]:
+    """A functional form whose calls are handed over where an argument that it annotates as a Tensor has a
+    ``__torch_function__``, or a mode has: see :func:`hand_over`.
+
+    The check is a function of the form's own signature, which is written out here: with ``*args, **kwargs`` a call of
+    dense, whose options are keywords, takes a microsecond more.
+    """
+
+    def decorate(ours: Form) -> Form:
+        signature = inspect.signature(ours)
+        parameters = signature.parameters.values()
+        bare = signature.replace(
+            parameters=[p.replace(annotation=p.empty) for p in parameters], return_annotation=signature.empty
+        )
+        tensors = ", ".join(p.name for p in parameters if str(p.annotation).startswith("Tensor"))
+        given = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters)
+        source = f"""
+def make(ours, theirs, hand_over, has_torch_function):
+    def {ours.__name__}{bare}:
+        if has_torch_function({tensors}):
+            return hand_over(form, theirs, {given})
+        return ours({given})
+    form = {ours.__name__}
+    return form
+"""
+        made: dict[str, Any] = {}
+        exec(compile(source, f"<overridable {ours.__name__}>", "exec"), globals(), made)
+        form: Any = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
+        return form
+
+    return decorate
 
 
 def hand_over(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +114,11 @@ def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """``warnings.warn`` from the caller's place; not while compiling, where it would break the graph and torch's own
-    functions are silent as well.
+    """``warnings.warn`` from the place of who called an :func:`overridable` form, which counts as one function; not
+    while compiling, where it would break the graph and torch's own functions are silent as well.
     """
     if not torch.compiler.is_compiling():
-        warnings.warn(message, stacklevel=stacklevel + 1)
+        warnings.warn(message, stacklevel=stacklevel + 2)
 
 
 def check_tensor(function: str, **tensors: Any) -> None:

@@ -63,7 +63,7 @@ def draw_mask(
         return x.new_zeros(size, dtype=torch.bool)
     triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
     if triton is not None:
-        return triton.random.new_seed(x.device, generator)
+        return triton.dropout.new_seed(x.device, generator)
     if type(x) not in PLAIN or torch.compiler.is_compiling() or is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
