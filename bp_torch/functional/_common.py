@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from ..functions.activation import ACTIVATIONS
+from ..functions.activation import ACTIVATIONS, Activation
 
 __all__ = [
     "activation_arguments",
-    "check_activation",
     "check_bool",
     "check_number",
+    "check_parameters",
     "check_probability",
     "check_same",
     "check_tensor",
@@ -25,6 +26,7 @@ __all__ = [
     "to_float32",
     "warn",
     "without_generator",
+    "write_out",
 ]
 
 
@@ -118,17 +120,15 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
         raise ValueError(f"{function}(): '{name}': expected a probability between 0 and 1, got {p}")
 
 
-def check_activation(function: str, name: str, parameters: Sequence[float]) -> None:
-    """Refuses parameters that torch's operators refuse, with their exceptions: the kernels do not look at them."""
-    for index, value in enumerate(parameters):
+def check_parameters(function: str, row: Activation, values: Sequence[Any]) -> None:
+    """Refuses parameters that the row does not take, with torch's exceptions: the kernels do not look at them."""
+    for name, value in zip(row.parameters, values, strict=True):
         if not isinstance(value, (float, int)):
-            check_number(function, list(ACTIVATIONS[name].parameters)[index], value)
-    if name == "softshrink" and not parameters[0] >= 0:
-        raise RuntimeError(f"{function}(): 'lambd': expected a number ≥ 0, got {parameters[0]}")
-    if name == "celu" and parameters[0] == 0:
-        raise RuntimeError(f"{function}(): 'alpha': expected a number other than 0, got {parameters[0]}")
-    if name == "hardtanh" and parameters[0] > parameters[1]:
-        raise ValueError(f"{function}(): 'min_val': expected at most 'max_val', {parameters[1]}, got {parameters[0]}")
+            check_number(function, name, value)
+    if (unmet := row.unmet(*values)) is not None:
+        given = dict(zip(row.parameters, values, strict=True))
+        expected = unmet.expected.format(**given)
+        raise unmet.error(f"{function}(): {unmet.parameter!r}: expected {expected}, got {given[unmet.parameter]}")
 
 
 def activation_arguments(
@@ -150,10 +150,17 @@ def activation_arguments(
         raise ValueError(
             f"{function}(): 'activation_parameters': {name} takes {allowed}, got {', '.join(map(repr, unknown))}"
         )
-    values = tuple(float(given.get(key, default)) for key, default in defaults.items())
+    values = tuple(given.get(key, default) for key, default in defaults.items())
     if given:
-        check_activation(function, name, values)
-    return name, values
+        check_parameters(function, ACTIVATIONS[name], values)
+    return name, tuple(map(float, values))
+
+
+def write_out(source: str, namespace: dict[str, Any]) -> None:
+    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
+    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
 
 
 def _autocast(tensor: Tensor | None) -> bool:
