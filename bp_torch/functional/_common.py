@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -121,14 +122,18 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
 
 
 def check_parameters(function: str, row: Activation, values: Sequence[Any]) -> None:
-    """Refuses parameters that the row does not take, with torch's exceptions: the kernels do not look at them."""
-    for name, value in zip(row.parameters, values, strict=True):
+    """Refuses parameters that the row does not take, with torch's exceptions: the kernels do not look at them. Where
+    torch has no answer to Inf and NaN, neither is one taken.
+    """
+    for index, value in enumerate(values):
         if not isinstance(value, (float, int)):
-            check_number(function, name, value)
-    if (unmet := row.unmet(*values)) is not None:
-        given = dict(zip(row.parameters, values, strict=True))
-        expected = unmet.expected.format(**given)
-        raise unmet.error(f"{function}(): {unmet.parameter!r}: expected {expected}, got {given[unmet.parameter]}")
+            check_number(function, list(row.parameters)[index], value)
+        if row.operator is None and not -math.inf < value < math.inf:
+            raise ValueError(f"{function}(): {list(row.parameters)[index]!r}: expected a finite number, got {value}")
+    for parameter, expected, holds, error in row.requires:
+        if not holds(*values):
+            given = dict(zip(row.parameters, values, strict=True))
+            raise error(f"{function}(): {parameter!r}: expected {expected.format(**given)}, got {given[parameter]}")
 
 
 def activation_arguments(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,13 +86,7 @@ class Activation:
         """The arguments as they are written: ``, alpha: float = 1.0, inplace: bool = False``."""
         return "".join(f", {name}: {type(value).__name__} = {value!r}" for name, value in self.arguments.items())
 
-    def unmet(self, *parameters: Any) -> Requirement | None:
-        """The first requirement that does not hold. Where torch has no answer to Inf and NaN, neither is one taken."""
-        for requirement in self.requires:
-            if not requirement.holds(*parameters):
-                return requirement
-        if self.operator is None:
-            for name, value in zip(self.parameters, parameters, strict=True):
-                if not -math.inf < value < math.inf:
-                    return Requirement(name, "a finite number", lambda *_: False, ValueError)
-        return None
+    def pull(self, dy: Tensor, s: Tensor, *parameters: float) -> Tensor:
+        """dy ⊙ f′, from the saved tensor s."""
+        d = self.df(s, *parameters)
+        return torch.where(d == 0, 0.0, dy * d) if self.selects else dy * d
