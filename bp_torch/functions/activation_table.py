@@ -1,9 +1,8 @@
-"""The activation table: f, f′ and f″ of each activation.
+"""The activation table: f, f′, f″ and all else that is particular to an activation.
 
-Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x or the output y,
-whichever torch keeps, so that the other may be changed in place as there. ``df`` is f′ as a function of the saved
-tensor s, and ``ddf`` is the derivative of ``df`` with respect to that same s, so that
-f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
+A row says what its derivative is computed from, ``saves``: the input x or the output y, whichever torch keeps, so that
+the other may be changed in place as there. ``df`` is f′ as a function of the saved tensor s, and ``ddf`` is the
+derivative of ``df`` with respect to that same s, so that f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
 
 A layer that is fused with its activation would have to keep x for it alone, while the next layer keeps y anyway. It
 takes the row ``fused``, which saves y where that loses no accuracy. elu, selu, celu and softsign have none although y
