@@ -230,7 +230,7 @@ ACTIVATIONS: dict[str, Activation] = {
         native=_selu_backward,
     ),
     "celu": Activation(
-        module="CELU", operator=F.celu, examples=((0.6,), (-0.7,)),
+        module="CELU", operator=F.celu, examples=((0.6,), (-0.5,)),
         requires=(Requirement("alpha", "a number other than 0", lambda alpha: alpha != 0, RuntimeError),),
         f=F.celu,
         df=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha), 1.0),
