@@ -13,6 +13,7 @@ from seeds import seeded
 from torch import Tensor
 
 from bp_torch.backends import current_backend, mask_of
+from bp_torch.functions.activation_table import ACTIVATIONS
 from bp_torch.functions.dropout import is_seed
 from bp_torch.triton_kernels import dropout
 
@@ -103,14 +104,8 @@ def away_from(points: tuple[float, ...], make: Callable[[], tuple[Tensor, ...]])
 
 
 def torch_activation(key: str) -> Callable[..., Tensor]:
-    """torch's operator for a key of the table, parameters positionally."""
-    special: dict[str, Callable[..., Tensor]] = {
-        "identity": lambda x: x.clone(),
-        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        "sin": torch.sin,
-        # torch's own operator has no second derivative.
-        "hardsigmoid": lambda x: F.relu6(x + 3) / 6,
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-    }
-    return special.get(key) or getattr(F, key)
+    """torch's operator for a key of the table, parameters positionally; f by torch's autograd where torch has none."""
+    if key == "hardsigmoid":
+        return lambda x: F.relu6(x + 3) / 6  # torch's own operator has no second derivative
+    row = ACTIVATIONS[key]
+    return row.operator or row.f

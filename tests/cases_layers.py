@@ -21,19 +21,10 @@ from bp_torch.functions.residual import ResidualFunction
 
 
 def activation_cases() -> Iterator[Case]:
-    other_parameters = {
-        "leaky_relu": [{"negative_slope": -0.3}],
-        "elu": [{"alpha": 1.7}, {"alpha": -0.4}],
-        "celu": [{"alpha": 0.6}],
-        "softplus": [{"beta": 2.0, "threshold": 30.0}, {"beta": 1.5, "threshold": 1.0}],
-        "hardtanh": [{"min_val": -0.7, "max_val": 2.0}],
-        "hardshrink": [{"lambd": 0.9}, {"lambd": -0.2}],
-        "softshrink": [{"lambd": 0.2}],
-    }
     for key, row in ACTIVATIONS.items():
-        for given in [{}, *other_parameters.get(key, [])]:
-            parameters = {**row.parameters, **given}
-            values = tuple(parameters.values())
+        for values in [tuple(row.parameters.values()), *row.examples]:
+            parameters = zip(row.parameters.items(), values, strict=True)
+            given = {name: value for (name, default), value in parameters if value != default}
             suffix = "".join(f"-{name}={value:g}" for name, value in given.items())
             torch_form = torch_activation(key)
             yield Case(

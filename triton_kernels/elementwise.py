@@ -75,17 +75,6 @@ def _dropped(
 
 
 @triton.jit
-def _times(dy, d, KEY: tl.constexpr):
-    """dy · f′. Where f′ is 0 or a constant, torch gives 0 for f′ = 0 whatever dy is, Inf and NaN included."""
-    clipping: tl.constexpr = KEY == "relu" or KEY == "relu6" or KEY == "hardtanh" or KEY == "hardsigmoid"
-    shrinking: tl.constexpr = KEY == "hardshrink" or KEY == "softshrink"
-    if clipping or shrinking:
-        return tl.where(d == 0, 0.0, dy * d)
-    else:
-        return dy * d
-
-
-@triton.jit
 def _forward(
     X, BIAS, R, SEED, Y, S, n, columns, a, b, scale, channels, points,
     KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr, ACT_LAST: tl.constexpr, STORE_S: tl.constexpr,
@@ -125,7 +114,7 @@ def _backward(
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     if KEY != "identity":
         s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-        d = _times(d, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+        d = act.pull(d, s, KEY, OUTPUT, a, b)
     if ACT_LAST:
         tl.store(DR + i, cast(d, DR.dtype.element_ty), mask=inside)
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
@@ -156,7 +145,7 @@ def _backward_bias(
             dz = dz * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
         if KEY != "identity":
             s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-            dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+            dz = act.pull(dz, s, KEY, OUTPUT, a, b)
         tl.store(DZ + i, cast(dz, DZ.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, dz, 0.0), axis=0)
     tl.store(PARTIAL + group.to(tl.int64) * columns + c, total, mask=c < columns)
@@ -175,7 +164,7 @@ def _second(
     g = _dropped(g, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-    ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    ddy = act.pull(g, s, KEY, OUTPUT, a, b)
     ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
     tl.store(DDY + i, cast(ddy, DDY.dtype.element_ty), mask=inside)
     tl.store(DS + i, cast(ds, DS.dtype.element_ty), mask=inside)

@@ -20,7 +20,6 @@ from . import activation as act
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
 from .dense import input_precision
-from .elementwise import _times
 from .epilogue import Epilogue, pair_of
 from .launch import Block, first_block, tuned, warps_of
 
@@ -134,9 +133,7 @@ def _backward(
         da = _product(dz, _tile(LAST, o, h, O, H), PRECISION)
         for back in range(layers):
             layer = layers - 1 - back
-            d = tl.where(
-                inside & (h < H)[None, :], _times(da, act.derivative(s.to(tl.float32), KEY, OUTPUT, a, b), KEY), 0.0
-            )
+            d = tl.where(inside & (h < H)[None, :], act.pull(da, s.to(tl.float32), KEY, OUTPUT, a, b), 0.0)
             _add_bias(OWN_BIAS + layer * H, d, h, H, step)
             dh = cast(d, X.dtype.element_ty)
             if layer > 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import linecache
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,15 +15,15 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._torch import is_autocast_enabled
-from ..functions.activation import ACTIVATIONS
+from ..functions.activation import ACTIVATIONS, Activation
 from ..functions.epilogue import Epilogue
 
 __all__ = [
     "USUAL",
     "activation_arguments",
-    "check_activation",
     "check_bool",
     "check_number",
+    "check_parameters",
     "check_probability",
     "check_same",
     "check_tensor",
@@ -32,6 +34,7 @@ __all__ = [
     "to_float32",
     "warn",
     "without_generator",
+    "write_out",
 ]
 
 
@@ -161,17 +164,19 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
         raise ValueError(f"{function}(): '{name}': expected a probability between 0 and 1, got {p}")
 
 
-def check_activation(function: str, name: str, parameters: Sequence[float]) -> None:
-    """Refuses parameters that torch's operators refuse, with their exceptions: the kernels do not look at them."""
-    for index, value in enumerate(parameters):
+def check_parameters(function: str, row: Activation, values: Sequence[Any]) -> None:
+    """Refuses parameters that the row does not take, with torch's exceptions: the kernels do not look at them. Where
+    torch has no answer to Inf and NaN, neither is one taken.
+    """
+    for index, value in enumerate(values):
         if not isinstance(value, (float, int)):
-            check_number(function, list(ACTIVATIONS[name].parameters)[index], value)
-    if name == "softshrink" and not parameters[0] >= 0:
-        raise RuntimeError(f"{function}(): 'lambd': expected a number ≥ 0, got {parameters[0]}")
-    if name == "celu" and parameters[0] == 0:
-        raise RuntimeError(f"{function}(): 'alpha': expected a number other than 0, got {parameters[0]}")
-    if name == "hardtanh" and parameters[0] > parameters[1]:
-        raise ValueError(f"{function}(): 'min_val': expected at most 'max_val', {parameters[1]}, got {parameters[0]}")
+            check_number(function, list(row.parameters)[index], value)
+        if row.operator is None and not -math.inf < value < math.inf:
+            raise ValueError(f"{function}(): {list(row.parameters)[index]!r}: expected a finite number, got {value}")
+    for parameter, expected, holds, error in row.requires:
+        if not holds(*values):
+            given = dict(zip(row.parameters, values, strict=True))
+            raise error(f"{function}(): {parameter!r}: expected {expected.format(**given)}, got {given[parameter]}")
 
 
 def activation_arguments(
@@ -193,10 +198,17 @@ def activation_arguments(
         raise ValueError(
             f"{function}(): 'activation_parameters': {name} takes {allowed}, got {', '.join(map(repr, unknown))}"
         )
-    values = tuple(float(given.get(key, default)) for key, default in defaults.items())
+    values = tuple(given.get(key, default) for key, default in defaults.items())
     if given:
-        check_activation(function, name, values)
-    return name, values
+        check_parameters(function, ACTIVATIONS[name], values)
+    return name, tuple(map(float, values))
+
+
+def write_out(source: str, namespace: dict[str, Any]) -> None:
+    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
+    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
 
 
 USUAL: dict[tuple[str | None, float], Epilogue] = {}

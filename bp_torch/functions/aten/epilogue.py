@@ -53,7 +53,7 @@ def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
     row = e.row
     if row.native is not None:
         return row.native(da, s, *e.parameters)
-    return (da * row.df(wide(s), *e.parameters)).to(da.dtype)
+    return row.pull(da, wide(s), *e.parameters).to(da.dtype)
 
 
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
