@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from defects import KeepsEachInput, Misspelled
+import torch
+from defects import KeepsEachInput, Linear, Misspelled
+from defects_in_data import TenthOff
 from planted import PLANTED, Planted, t
+from torch import Tensor
 
 import bp_torch
 from bp_torch.verification import CHECKS, Report
@@ -61,3 +64,36 @@ def test_no_backward_is_a_failure_and_no_refusal() -> None:
     report = bp_torch.check(Misspelled, t(4, 5), time_limit=250.0)
     assert {"gradcheck", "gradgradcheck", "frozen", "retain-graph", "compile"} <= {r.name for r in report.failures}
     assert report["gradcheck"].detail.startswith("raises NotImplementedError: You must implement either the backward")
+
+
+def test_a_reference_judges_each_element() -> None:
+    """Of 2000 numbers one is off by more than its rounding, which the root mean square of all hides."""
+
+    def one_off(x: Tensor) -> Tensor:
+        factor = torch.ones_like(x)
+        factor[3, 7] += 1e-6 * (x.dtype == torch.float32)
+        return factor * torch.tanh(x)
+
+    report = bp_torch.check(one_off, t(40, 50), reference=torch.tanh, checks=["float32", "bfloat16"])
+    assert [r.name for r in report.failures] == ["float32"]
+    assert report["float32"].detail.startswith("float32: the output[3, 7] is off by")
+
+
+def test_a_reference_judges_autocast() -> None:
+    inputs = PLANTED["10 % off under autocast"].inputs
+    assert bp_torch.check(Linear, *inputs, reference=Linear.apply, checks=["autocast"])
+    report = bp_torch.check(TenthOff, *inputs, reference=Linear.apply, checks=["autocast"])
+    assert report["autocast"].detail.startswith("under autocast: the output is off by")
+
+
+def test_other_random_numbers_are_told_from_wrong_results() -> None:
+    def other_numbers(x: Tensor) -> Tensor:
+        return x * (2 + (torch.rand(x.shape, dtype=x.dtype) < 0.5))  # float64 takes more bits
+
+    def tenth_off(x: Tensor) -> Tensor:
+        factor = 1.1 if x.dtype == torch.float32 else 1.0
+        return factor * x * (2 + (torch.rand(x.shape) < 0.5))
+
+    report = bp_torch.check(other_numbers, t(8, 8), checks=["float32"])
+    assert report["float32"].detail == "random numbers differ from dtype to dtype"
+    assert bp_torch.check(tenth_off, t(8, 8), checks=["float32"])["float32"].state == "failed"

@@ -149,25 +149,25 @@ def test_a_dense_layer_runs_in_one_launch_where_triton_is_chosen(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward by the GEMM alone; the gradients are those of the other way, and the mask is the same."""
-    calls = []
-    forward = gemm.forward
-    monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[6]) or forward(*args))
-    monkeypatch.setattr(
-        kernels.elementwise, "_run_forward", lambda *args, **options: pytest.fail("an elementwise pass ran in forward")
-    )
     tensors = [make(6, 5, dtype=dtype), make(4, 5, dtype=dtype), make(4, dtype=dtype), make(6, 4, dtype=dtype)]
-    found, expected = [], []
-    for key in ("identity", "relu", "gelu", "tanh"):
-        for way, results in (("triton", found), ("cublas", expected)):
-            if way == "cublas":
-                monkeypatch.undo()
-            leaves = [t.clone().requires_grad_() for t in tensors]
-            torch.manual_seed(3)
-            with bp_torch.backend("triton"), gemm.using(way):
-                y = bpF.dense(*leaves, activation=key, p=0.5)
-                results += [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
-        monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[6]) or forward(*args))
-    assert calls == ["identity", "relu", "gelu", "tanh"]
+    forward, calls = gemm.forward, []
+
+    def step(way: str, key: str) -> list[torch.Tensor]:
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        torch.manual_seed(3)
+        with bp_torch.backend("triton"), gemm.using(way):
+            y = bpF.dense(*leaves, activation=key, p=0.5)
+            return [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+    keys = ["identity", "relu", "gelu", "tanh"]
+    with monkeypatch.context() as guarded:
+        guarded.setattr(gemm, "forward", lambda *args: calls.append(args[6]) or forward(*args))
+        guarded.setattr(
+            kernels.elementwise, "_run_forward", lambda *args, **options: pytest.fail("an elementwise pass")
+        )
+        found = [t for key in keys for t in step("triton", key)]
+    assert calls == keys
+    expected = [t for key in keys for t in step("cublas", key)]
     tolerance = 8 * torch.finfo(dtype).eps
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
