@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bp_torch
 import bp_torch.functions
+from bp_torch import triton_kernels as kernels
 from bp_torch.backends import current_backend
 from bp_torch.functions.function import Function
 
@@ -78,7 +79,8 @@ def backend(request: pytest.FixtureRequest, case: Case) -> Iterator[Setting]:
         pytest.skip("no kernels: the torch formulas run")
     if name == "triton" and device.DEVICE == "cuda":
         pytest.skip("the kernels run on the GPU here, not in the interpreter")
-    with bp_torch.backend("triton"):
+    # Left to itself a dense layer may take torch's product, which shows nothing about the kernel's.
+    with bp_torch.backend("triton"), kernels.dense.using("triton"):
         yield Setting(name, torch.float32)
 
 
