@@ -86,8 +86,8 @@ def table(outcomes: Outcomes) -> str:
         "",
         "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for",
         "that Function; one failure makes it **fail**; an empty cell means that the contract says nothing there.",
-        "For the kernels it counts the tests that launched one. **no launch** says that so many passed, and all of them",
-        "by the torch formulas: nothing is shown about a kernel.",
+        "For the kernels it counts the tests that launched one. **no launch** says that so many passed, all of them by",
+        "the torch formulas: that shows nothing about a kernel.",
     ]
     for backend, title in BACKENDS.items():
         functions = sorted({function for name, function, _ in outcomes if name == backend})
