@@ -6,7 +6,7 @@ Three rules make it differentiable any number of times, in either mode, and unde
 1. What ``backward`` needs beyond inputs is an *output*. A pre-activation, a mean or a log-sum-exp is returned by
    ``forward`` beside ``y`` and is differentiable like ``y``; ``backward`` receives its gradient and adds it where it
    belongs. A saved output is attached to the graph, so a backward under ``create_graph=True`` is right by construction:
-   nothing is recomputed and nothing is a hidden constant.
+   what is not saved is computed again from inputs, by differentiable operations, and nothing is a hidden constant.
 2. ``backward`` and ``jvp_rule`` are made of differentiable operations. Where one ATen kernel does the work of several
    passes it may serve instead, but only while no graph is recorded (``not torch.is_grad_enabled()``).
 3. Random numbers and integer tables (a dropout mask, a target) are inputs, drawn before the call.
