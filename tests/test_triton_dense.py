@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import torch_activation
 from device import DEVICE
-from exact import Result, assert_as_good_as_torch
+from exact import assert_as_good_as_torch
 from torch import Tensor
 
 import bp_torch
@@ -44,12 +44,10 @@ def product(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 def test_shapes_around_the_tiles(dtype: torch.dtype, shape: tuple[int, int, int], bias: bool) -> None:
     M, N, K = shape
 
-    def draw() -> list[Result]:
-        x, W, b = make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
-        exact = torch.nn.functional.linear(x.double(), W.double(), None if b is None else b.double())
-        return [Result(product(x, W, b), torch.nn.functional.linear(x, W, b), exact)]
+    def draw() -> tuple[Tensor, Tensor, Tensor | None]:
+        return make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
 
-    assert_as_good_as_torch(draw)
+    assert_as_good_as_torch(product, torch.nn.functional.linear, draw)
 
 
 def test_tiles_are_visited_once_whatever_their_number() -> None:
@@ -117,27 +115,24 @@ def test_epilogue(dtype: torch.dtype, key: str, p: float, with_residual: bool) -
     e = Epilogue(key, parameters, p)
     seed = kernels.dropout.new_seed(torch.device(DEVICE)) if p else None
     mask = kernels.dropout.mask(seed, (9, 12), p) if p else None
+    kept = e.keeps(mask, torch.empty(0) if with_residual else None)
 
-    def parts(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        x, W, b, r = tensors
+    def parts(x: Tensor, W: Tensor, b: Tensor, r: Tensor | None) -> list[Tensor]:
         z = torch.nn.functional.linear(x, W, b)
         a = torch_activation(key)(z, *parameters)
         y = a if mask is None else a * mask / (1 - p)
-        return y if r is None else y + r, z, a
+        return [y if r is None else y + r, *{"y": [], "z": [z], "a": [a]}[kept]]
 
-    def draw() -> list[Result]:
-        x, W, b = make(9, 17, dtype=dtype), make(12, 17, dtype=dtype), make(12, dtype=dtype)
-        r = make(9, 12, dtype=dtype) if with_residual else None
+    def ours(x: Tensor, W: Tensor, b: Tensor, r: Tensor | None) -> list[Tensor]:
         y, s = gemm.forward(x, W, b, r, seed, e)
-        theirs = parts(x, W, b, r)
-        exact = parts(*(None if t is None else t.double() for t in (x, W, b, r)))
-        kept = e.keeps(seed, r)
         assert (s is None) == (kept == "y")
-        index = 1 if kept == "z" else 2
-        stored = [] if s is None else [Result(s, theirs[index], exact[index])]
-        return [Result(y, theirs[0], exact[0]), *stored]
+        return [y] if s is None else [y, s]
 
-    assert_as_good_as_torch(draw)
+    def draw() -> list[Tensor | None]:
+        shapes = [(9, 17), (12, 17), (12,), (9, 12) if with_residual else None]
+        return [None if shape is None else make(*shape, dtype=dtype) for shape in shapes]
+
+    assert_as_good_as_torch(ours, parts, draw)
 
 
 def test_a_wider_residual_widens_the_output() -> None:
@@ -152,25 +147,25 @@ def test_a_dense_layer_runs_in_one_launch_where_triton_is_chosen(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward by the GEMM alone; the gradients are those of the other way, and the mask is the same."""
-    calls = []
-    forward = gemm.forward
-    monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[5].name) or forward(*args))
-    monkeypatch.setattr(
-        kernels.elementwise, "_run_forward", lambda *args, **options: pytest.fail("an elementwise pass ran in forward")
-    )
     tensors = [make(6, 5, dtype=dtype), make(4, 5, dtype=dtype), make(4, dtype=dtype), make(6, 4, dtype=dtype)]
-    found, expected = [], []
-    for key in ("identity", "relu", "gelu", "tanh"):
-        for way, results in (("triton", found), ("cublas", expected)):
-            if way == "cublas":
-                monkeypatch.undo()
-            leaves = [t.clone().requires_grad_() for t in tensors]
-            torch.manual_seed(3)
-            with bp_torch.backend("triton"), gemm.using(way):
-                y = bpF.dense(*leaves, activation=key, p=0.5)
-                results += [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
-        monkeypatch.setattr(gemm, "forward", lambda *args: calls.append(args[5].name) or forward(*args))
-    assert calls == ["identity", "relu", "gelu", "tanh"]
+    forward, calls = gemm.forward, []
+
+    def step(way: str, key: str) -> list[torch.Tensor]:
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        torch.manual_seed(3)
+        with bp_torch.backend("triton"), gemm.using(way):
+            y = bpF.dense(*leaves, activation=key, p=0.5)
+            return [y, *torch.autograd.grad(y, leaves, torch.ones_like(y))]
+
+    keys = ["identity", "relu", "gelu", "tanh"]
+    with monkeypatch.context() as guarded:
+        guarded.setattr(gemm, "forward", lambda *args: calls.append(args[5].name) or forward(*args))
+        guarded.setattr(
+            kernels.elementwise, "_run_forward", lambda *args, **options: pytest.fail("an elementwise pass")
+        )
+        found = [t for key in keys for t in step("triton", key)]
+    assert calls == keys
+    expected = [t for key in keys for t in step("cublas", key)]
     tolerance = 8 * torch.finfo(dtype).eps
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -2,9 +2,9 @@
 
     z_l = a_(l-1) W_lᵀ + b_l,   a_l = f(z_l),   a_0 = x,   y = z_n
 
-All hidden layers have one width H; I, H and O are at most 128 (float32: 32). A program takes whole rows through all
-layers, the
-weights come from the L2 cache. Backward writes each program's sums of dW and db, which are then added in one order.
+All hidden layers have one width H; I, H and O are at most 64 (32 in float32, and in backward on ROCm). A program takes
+whole rows through all layers, the weights come from the L2 cache. Backward writes each program's sums of dW and db,
+which are then added in one order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks that it works with torch's other tools: compile, vmap, autocast, evaluation mode, copies and files."""
+"""Checks that it works with torch's other tools: compile, vmap, evaluation mode, copies and files."""
 
 from __future__ import annotations
 
@@ -250,42 +250,6 @@ def per_sample_gradients(c: Context) -> str | None:
     stacked = [torch.stack(gs) for gs in zip(*expected, strict=True)]
     c.compare(([], list(got)), ([], stacked), "each row's own gradient by vmap(grad)", c.exact)
     return None
-
-
-@check(
-    "autocast",
-    "under torch.autocast(bfloat16) it runs; gradients have their tensors' dtypes and float32's values to bfloat16",
-    "mixed-precision training crashes or is wrong",
-)
-def autocast(c: Context) -> str | None:
-    s = c.subject
-    point = c.given.to(torch.float32)
-    device = point.floats[0].device.type
-    at, leaves = s.leaves(point)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        ys = s(at)
-    plain, gs = s.run(point)
-    got = s.pull(ys, leaves, [dy.to(y.dtype) for y, dy in zip(*_live(ys), strict=True)])
-    for k, g in zip(s.wanted, got, strict=True):
-        if g.dtype != torch.float32:
-            raise Failed(f"the gradient of {s.names[k]} is {g.dtype}, its tensor float32".replace("torch.", ""))
-    # Roundings of bfloat16 add up; what is looked for are wrong results, not lost digits.
-    for name, a, b in [("the output", y.float(), p) for y, p in zip(ys, plain, strict=True) if is_float(p)] + [
-        (f"the gradient of {s.names[k]}", g, e) for k, g, e in zip(s.wanted, got, gs, strict=True)
-    ]:
-        if not a.numel() or not b.isfinite().all():
-            continue
-        error, size = float((a.detach() - b).square().mean().sqrt()), float(b.square().mean().sqrt())
-        overall = max(float(g.abs().max()) for g in [*plain, *gs] if is_float(g) and g.numel())
-        if not error <= 0.15 * size + 0.02 * overall and not c.random:
-            raise Failed(f"under autocast {name} is off by {error:.2g}, of {size:.2g}", c.example(point))
-    return None
-
-
-def _live(ys: Any) -> tuple[list[Tensor], list[Tensor]]:
-    roots = differentiable(ys)
-    wide = [y.float() if y.dtype != torch.float32 else y for y in roots]
-    return roots, upstream(wide)
 
 
 @check(
