@@ -16,7 +16,6 @@ import torch
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 from torch._C import _is_any_autocast_enabled as is_autocast_enabled
 from torch._C import _is_tracing as is_tracing
-from torch._C import _nn as losses
 from torch._C._dynamo import eval_frame
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
@@ -52,6 +51,8 @@ __all__ = [
 
 assert_later = torch._assert_async
 """A check of a tensor's value that a graph can hold and a GPU need not wait for."""
+losses: Any = torch._C._nn
+"""Losses, which take a number for the reduction."""
 log_softmax_backward = torch._log_softmax_backward_data
 forward_level: Callable[[], int] = partial(attrgetter("_current_level"), forward_ad)
 """How deep forward-mode differentiation is nested, from 0; below 0 no tensor has a tangent."""
@@ -90,7 +91,7 @@ def autograd_context() -> Context | None:
 
 def undefined_gradient() -> Any:
     """A function that gives its argument's gradient as undefined."""
-    return torch._C._functions.UndefinedGrad()  # type: ignore[attr-defined]
+    return torch._C._functions.UndefinedGrad()
 
 
 def collectives() -> Any:

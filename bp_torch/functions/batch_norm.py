@@ -140,13 +140,13 @@ class NormalizeFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, m, ctx.eps, ctx.e = inputs
-        _save(ctx, Saved(*tensors, output, m))
+        x, gamma, beta, r, mean, var, m, ctx.eps, ctx.e = inputs
+        _save(ctx, Saved(x, gamma, beta, r, mean, var, output, m))
 
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, m, _, _ = inputs
-        _save_for_jvp(ctx, Saved(*tensors, output, m))
+        x, gamma, beta, r, mean, var, m, *_ = inputs
+        _save_for_jvp(ctx, Saved(x, gamma, beta, r, mean, var, output, m))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -166,8 +166,8 @@ def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
         key = _mode_of(function, given, plain), first is None or first.is_cpu, settings.current()[:2]
     entry = function.entries.get(key)
     if entry is None:
-        kind = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
-        entry = function.entries[key] = entry_point(_made(function, *kind))
+        mode, cpu, values = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
+        entry = function.entries[key] = entry_point(_made(function, mode, cpu, values))
     return entry(*given)
 
 
@@ -274,7 +274,8 @@ def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, boo
 def _derived(base: type[Function], **members: Any) -> type[Function]:
     """A subclass of the same name, with other static methods."""
     static = {name: m if isinstance(m, classmethod) else staticmethod(m) for name, m in members.items()}
-    return type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})
+    made: type[Function] = type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})  # type: ignore[misc]
+    return made
 
 
 def _forward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any]:

@@ -63,6 +63,7 @@ def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None
         return NotImplemented
     index, S, k_t, k_rest = terms(ctx, dloss, dr, x, t, w, total, r)
     assert S is not None
+    assert k_t is not None
     c, scale = class_dim(x.shape), S * (-r).exp()
     dx = torch.empty_like(x)
     narrow = dx.dtype != m.dtype

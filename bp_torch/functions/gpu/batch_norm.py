@@ -85,7 +85,10 @@ def _read(ctx: Any, saved: Saved) -> Saved:
 
 def _statistics(x: Tensor, group: Any) -> Any:
     triton = _kernels(x, None)
-    return NotImplemented if triton is None else merged(x, *triton.batch_norm.statistics(x), group)
+    if triton is None:
+        return NotImplemented
+    mean, rest, var = triton.batch_norm.statistics(x)
+    return merged(x, mean, rest, var, group)
 
 
 BatchNormFunction.faster(TRITON, forward=_forward, backward=_backward)
