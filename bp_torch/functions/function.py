@@ -225,13 +225,7 @@ def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
     if pushed > 1 or functionalized:
         return function.forward(*args)
     made = _made(function, FORWARD_MODE, True, settings.current()[:2])
-    return made.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
-
-
-class _Leaf(tuple):
-    """A tuple that pytrees take for one value: vmap's generated rule compares the structure of the arguments with that
-    of their tangents, and a tuple of numbers has the tangent None.
-    """
+    return made.apply(*args)
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
