@@ -20,7 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
 from .functions.activation import ACTIVATIONS
-from .nn.batch_norm import normalize
+from .nn.batch_norm import arguments
 
 __all__ = ["ACTIVATION_KEYS", "FORWARD", "HEADS", "PARTS", "following", "is_sequential", "may_fuse", "row_of", "run"]
 
@@ -137,8 +137,10 @@ def _dense(module: Any, input: Tensor, key: str | None, parameters: dict[str, fl
 
 
 def _batch_norm(module: Any, input: Tensor, key: str | None, parameters: dict[str, float] | None, p: float) -> Tensor:
-    output: Tensor = normalize(module, input, None, key, parameters, p)
-    return output
+    of_channels, how = arguments(module, input)
+    return functional.batch_norm_act(
+        input, *of_channels, None, *how, activation=key, activation_parameters=parameters, p=p, dropout_training=True
+    )
 
 
 HEADS: dict[type[Module], Callable[..., Tensor]] = {

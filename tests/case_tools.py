@@ -15,7 +15,7 @@ from torch import Tensor
 from bp_torch.backends import current_backend, mask_of
 from bp_torch.functions.activation_table import ACTIVATIONS
 from bp_torch.functions.dropout import is_seed
-from bp_torch.triton_kernels import random
+from bp_torch.triton_kernels import dropout
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -36,8 +36,6 @@ class Case:
     """The dimension of the first input along which the computation is independent (per-sample transforms), or None."""
     empty: bool = True
     """Whether torch accepts a batch of zero along ``batch_dim``."""
-    piecewise_linear: bool = False
-    """Second derivatives are all zero."""
 
     def __str__(self) -> str:
         return self.name
@@ -71,7 +69,7 @@ SEED = 20250
 
 def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
     """A mask that is the same at each call and has both values: the one that the kernels draw from SEED."""
-    mask = random.mask(torch.tensor([SEED], device=DEVICE), shape, p).to(torch.get_default_device())
+    mask = dropout.mask(torch.tensor([SEED], device=DEVICE), shape, p).to(torch.get_default_device())
     assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
 

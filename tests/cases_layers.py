@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from case_tools import Case, away_from, drawn, first, fixed_mask, tensors, torch_activation
 
 import bp_torch.functional as bpF
-from bp_torch.functions.activation import ACTIVATIONS, activation_backward, lookup
+from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 from bp_torch.functions.penalty import PenaltyFunction
 from bp_torch.functions.residual import ResidualFunction
@@ -32,7 +33,6 @@ def activation_cases() -> Iterator[Case]:
                 ours=lambda x, key=key, given=given: bpF.activation(x, key, given),
                 theirs=lambda x, f=torch_form, values=values: f(x, *values),
                 inputs=away_from(row.kinks(*values), tensors((5, 3), scale=2.0)),
-                piecewise_linear=not bool(row.ddf(torch.full((1,), 0.3), *values).any()) and bool(row.kinks(*values)),
             )
 
 
@@ -46,7 +46,7 @@ def activation_backward_cases() -> Iterator[Case]:
         for p in (0.0, 0.5):
 
             def ours(dy, s, key=key, values=values, p=p):
-                return activation_backward(dy, s, key, values, drawn(mask) if p else None, p)
+                return Epilogue(key, values, p).backward(dy, s, drawn(mask) if p else None)
 
             def theirs(dy, s, row=row, values=values, p=p):
                 return (dy * mask / (1 - p) if p else dy) * row.df(s.float() if s.dtype.itemsize < 4 else s, *values)
@@ -71,7 +71,7 @@ def dense_cases() -> Iterator[Case]:
                 values = tuple(ACTIVATIONS[key].parameters.values())
 
                 def ours(x, W, b, r=None, key=key, values=values, p=p):
-                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, p, key, values))
+                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, Epilogue(key, values, p)))
 
                 def theirs(x, W, b, r=None, key=key, values=values, p=p):
                     y = torch_activation(key)(F.linear(x, W, b), *values)
@@ -170,7 +170,6 @@ def dropout_cases() -> Iterator[Case]:
                     theirs=theirs,
                     inputs=tensors(shape, seed=2),
                     batch_dim=None,  # the mask belongs to a whole batch
-                    piecewise_linear=True,
                 )
 
 
@@ -188,12 +187,11 @@ def residual_cases() -> Iterator[Case]:
                 name=f"residual-{key}" + ("-dropout" if p else ""),
                 function="ResidualFunction",
                 ours=lambda branch, residual, key=key, values=values, p=p: first(
-                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, p, key, values)
+                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, Epilogue(key, values, p))
                 ),
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),
                 batch_dim=None,  # the residual and the mask belong to a whole batch
-                piecewise_linear=key in ("identity", "relu", "leaky_relu"),
             )
 
 
@@ -208,5 +206,4 @@ def penalty_cases() -> Iterator[Case]:
             ),
             inputs=away_from((0.0,), tensors((3, 2), (4,), (), seed=5)),
             batch_dim=None,
-            piecewise_linear=l2 == 0,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
 from ..functions.activation import ACTIVATIONS, Activation, ActivationFunction
+from ..functions.epilogue import Epilogue
 from ..functions.function import call
 from ._common import activation_arguments, check_parameters, check_tensor, hand_over, to_float32, write_out
 
@@ -54,7 +55,12 @@ def _call(key: str, input: Tensor, *parameters: float) -> Tensor:
         return _by_torch(row, input, *parameters)
     if row.float32:
         (input,) = to_float32(input, cpu=False)
-    return call(ActivationFunction, input, key, tuple(map(float, parameters)))
+    e = Epilogue(key, tuple(map(float, parameters)), fused=False) if parameters else ALONE[key]
+    return call(ActivationFunction, input, e)
+
+
+ALONE = {key: Epilogue(key, fused=False) for key, row in ACTIVATIONS.items() if not row.parameters}
+"""Made once, since to make one takes a microsecond."""
 
 
 def _by_torch(row: Activation, input: Tensor, *parameters: float) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..mode import is_plain
 from .activation_row import Activation, Requirement
-from .function import is_plain
 
 __all__ = ["ACTIVATIONS", "Activation", "lookup"]
 

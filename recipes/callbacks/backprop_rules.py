@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from bp_torch import functional, fusion, nn
-from bp_torch.functional._common import activation_arguments
-from bp_torch.functions.activation import lookup
+from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.nn.mlp import HiddenLayer
 
 from .backprop_records import Call, Layer, generator_state, set_generator_state
@@ -62,7 +61,7 @@ def _f(layer: Layer, name: str | None, parameters: Mapping[str, float], z: Tenso
     """f(z) and f′(z), from the activation table."""
     if name is None or name == "identity":
         return z, torch.ones_like(z)
-    values = activation_arguments("f", name, parameters)[1]
+    values = tuple(map(float, {**ACTIVATIONS[name].parameters, **(parameters or {})}.values()))
     row = lookup(name, values)
     layer.activations.add((name, values))
     a = row.f(z, *values)
