@@ -306,7 +306,7 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
     ),
     "hardtanh": Activation(
-        module="Hardtanh", operator=F.hardtanh, selects=True, examples=((-0.7, 2.0), (-0.7, 0.3)),
+        module="Hardtanh", operator=F.hardtanh, selects=True, examples=((-0.7, 0.3),),
         requires=(
             Requirement("min_val", "at most 'max_val', {max_val}", lambda low, high: not low > high, ValueError),
         ),
