@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
+from ._torch import has_any_global_hook
 from .functions.activation import ACTIVATIONS
 from .nn.batch_norm import arguments
 
@@ -100,7 +100,7 @@ def run(sequential: torch.nn.Sequential, input: Any) -> Any:
     """What :class:`torch.nn.Sequential` computes."""
     children = tuple(sequential._modules.values())
     # An exported graph says which module an operator came from; what is no tensor is torch.fx's, or the children's own.
-    if not isinstance(input, Tensor) or _has_any_global_hook() or torch.compiler.is_exporting():
+    if not isinstance(input, Tensor) or has_any_global_hook() or torch.compiler.is_exporting():
         for child in children:
             input = child(input)
         return input

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import unsafe_view
 from .dropout import drop
 from .epilogue import Epilogue
 from .function import Function
@@ -128,7 +129,8 @@ def product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     z = F.linear(x, W, b)
     if b is None or z.dim() == 2 or torch.compiler.is_exporting():
         return z
-    return torch.ops.aten._unsafe_view.default(z, z.shape)
+    view: Tensor = unsafe_view(z, z.shape)
+    return view
 
 
 def gradients(

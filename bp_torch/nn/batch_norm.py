@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import functional
+from .._torch import BatchNormBase
 from ..functional._common import activation_arguments, check_probability
 from ._leaf import Leaf
 
@@ -49,7 +50,7 @@ def _momentum(module: Any) -> Any:
     return 0.0 if module.momentum is None else module.momentum
 
 
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm, Leaf):
+class _BatchNorm(BatchNormBase, Leaf):
     def forward(self, input: Tensor) -> Tensor:
         of_channels, how = arguments(self, input)
         return functional.batch_norm(input, *of_channels, *how)
@@ -201,7 +202,7 @@ class DistributedBatchNorm(_Act):
         An activation and a dropout are kept. If ``module`` itself is a batch norm, a new one is returned.
         """
         output = module
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNormBase):
             options: dict[str, Any] = {"process_group": process_group}
             if isinstance(module, _Act):
                 for name in ("activation", "activation_parameters", "dropout"):

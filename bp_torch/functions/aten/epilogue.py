@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...mode import wide
 from .. import dropout as formula
-from ..dropout import dropout_scale
 from ..epilogue import ActivationBackwardFunction, Epilogue
 from ..function import ATEN
 
@@ -39,11 +38,11 @@ def activate(e: Epilogue, z: Tensor) -> Tensor:
 
 def backward(e: Epilogue, dy: Tensor, s: Tensor | None, mask: Tensor | None = None) -> Tensor:
     """As :meth:`Epilogue.backward`."""
-    if mask is not None or s is None or not e.told_by:
+    if mask is not None or (e.p > 0 and (s is None or not e.told_by)):
         return pull(e, drop(dy, mask, e.p), s)
     dz = pull(e, dy, s)
     # Without a mask y tells it, and f′ is a number of size 1: the scale loses nothing afterwards, in dz, which is ours.
-    return dz if e.p == 0 else dz.mul_(dropout_scale(e.p))
+    return dz if e.p == 0 else dz.mul_(1 / (1 - e.p) if e.p < 1 else 0.0)
 
 
 def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
