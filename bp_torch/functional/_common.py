@@ -45,6 +45,13 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
 _REQUIRED = ("input", "branch")
 
 
+def write_out(source: str, namespace: dict[str, Any]) -> None:
+    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
+    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
+
+
 Form = TypeVar("Form", bound=Callable[..., Any])
 
 
@@ -64,8 +71,8 @@ def overridable(theirs: Callable[..., Any]) -> Callable[[Form], Form]:
         )
         tensors = ", ".join(p.name for p in parameters if str(p.annotation).startswith("Tensor"))
         given = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters)
-        source = f"""
-def make(ours, theirs, hand_over, has_torch_function):
+        source = f"""\
+def {ours.__name__}_with(ours, theirs, hand_over, has_torch_function):
     def {ours.__name__}{bare}:
         if has_torch_function({tensors}):
             return hand_over(form, theirs, {given})
@@ -73,9 +80,10 @@ def make(ours, theirs, hand_over, has_torch_function):
     form = {ours.__name__}
     return form
 """
-        made: dict[str, Any] = {}
-        exec(compile(source, f"<overridable {ours.__name__}>", "exec"), globals(), made)
-        form: Any = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
+        namespace: dict[str, Any] = {"__name__": ours.__module__}
+        write_out(source, namespace)
+        make = namespace[f"{ours.__name__}_with"]
+        form: Any = functools.wraps(ours)(make(ours, theirs, hand_over, has_torch_function_variadic))
         return form
 
     return decorate
@@ -202,13 +210,6 @@ def activation_arguments(
     if given:
         check_parameters(function, ACTIVATIONS[name], values)
     return name, tuple(map(float, values))
-
-
-def write_out(source: str, namespace: dict[str, Any]) -> None:
-    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
-    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), namespace)
 
 
 USUAL: dict[tuple[str | None, float], Epilogue] = {}
