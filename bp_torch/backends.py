@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .functions import settings
-from .functions.function import is_ordinary, is_plain
-from .functions.settings import Setting, Settings
+from . import settings
+from ._torch import tree_leaves, tree_map_only
+from .mode import is_ordinary
+from .settings import Setting, Settings
 
 __all__ = [
     "backend",
@@ -29,8 +29,8 @@ __all__ = [
     "current_backend",
     "is_batch_invariant",
     "kernels",
+    "kernels_for",
     "mask_of",
-    "plain_kernels",
     "warmup",
 ]
 
@@ -45,6 +45,7 @@ def _checked(name: str, source: str) -> str:
 
 
 settings.default = Settings(_checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND"), False)
+settings.triton_was_asked_for = settings.default.backend == "triton"
 _package: ModuleType | None = None
 _unusable: str | None = None
 _warned: set[str] = set()
@@ -103,35 +104,27 @@ def is_batch_invariant() -> bool:
     return settings.current().batch_invariant
 
 
-def kernels(*tensors: Tensor | None) -> ModuleType | None:
+def kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
     """The package of kernels if it shall run for these tensors now, else None."""
     if torch.compiler.is_compiling():
         return None  # before the setting, which compilers cannot read
     name = settings.current().backend if settings.were_set else settings.default.backend
     if name == "torch":
         return None
-    first = next(t for t in tensors if t is not None)
     if name == "auto" and not first.is_cuda:
         return None
-    if not is_ordinary(*tensors):
-        return None
-    reason = _refusal(first, tensors)
+    return kernels_for(first, *others) if is_ordinary(first, *others) else None
+
+
+def kernels_for(first: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """The package of kernels if it serves these tensors, where the backend is not ``"torch"`` and all are ordinary."""
+    reason = _refusal(first, others)
     if reason is None:
         return _package
-    if name == "triton" and reason not in _warned:
+    if reason not in _warned and current_backend() == "triton":
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
-
-
-def plain_kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
-    """:func:`kernels`, where besides no derivative is being taken: see :func:`functions.function.is_plain`."""
-    if torch.compiler.is_compiling():
-        return None
-    name = settings.current().backend if settings.were_set else settings.default.backend
-    if name == "torch" or (name == "auto" and not first.is_cuda):
-        return None  # first, because it takes less time than the rest
-    return kernels(first, *others) if is_plain(first, *others) else None
 
 
 def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
@@ -171,11 +164,11 @@ def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
 def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask that the kernels draw from a seed, written out as a boolean tensor."""
     assert _package is not None, "a seed is drawn by the kernels"
-    mask: Tensor = _package.random.mask(seed, tuple(shape), p)
+    mask: Tensor = _package.dropout.mask(seed, tuple(shape), p)
     return mask
 
 
-def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
+def _refusal(first: Tensor, others: tuple[Tensor | None, ...]) -> str | None:
     """Why the kernels cannot run, or None."""
     global _package, _unusable
     if _package is None and _unusable is None:
@@ -187,7 +180,7 @@ def _refusal(first: Tensor, tensors: tuple[Tensor | None, ...]) -> str | None:
         return _unusable
     if not first.is_cuda and not (first.device.type == "cpu" and _package.INTERPRETED):
         return f"the tensors are on {first.device.type} (on the CPU, TRITON_INTERPRET=1 before the first use allows it)"
-    for t in tensors:
+    for t in (first, *others):
         # What is computed on, and every other number; integers beside it are seeds and classes.
         number = t is first or (t is not None and (t.is_floating_point() or t.is_complex()))
         if t is not None and number and t.dtype not in DTYPES:

@@ -12,6 +12,7 @@ from torch import Tensor
 import bp_torch.functional as bpF
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 
 
@@ -56,7 +57,7 @@ def batch_norm_cases() -> Iterator[Case]:
             name=f"batch-norm-{key}-statistics",
             function="BatchNormFunction",
             ours=lambda x, w, b, key=key: call(
-                BatchNormFunction, x, w, b, None, None, 0.0, eps, key, tuple(ACTIVATIONS[key].parameters.values())
+                BatchNormFunction, x, w, b, None, None, eps, Epilogue(key, tuple(ACTIVATIONS[key].parameters.values()))
             ),
             theirs=lambda x, w, b, key=key: with_statistics(x, w, b, key),
             inputs=tensors((4, 2), (2,), (2,), seed=6),
@@ -108,7 +109,7 @@ def batch_norm_dropout_cases(eps: float, torch_form: Callable[..., Tensor]) -> I
         suffix = "dropout" + ("-residual" if residual else "")
 
         def training(x, w, b, r=None, key=key, values=values, mask=mask):
-            return first(call(BatchNormFunction, x, w, b, r, drawn(mask), p, eps, key, values))
+            return first(call(BatchNormFunction, x, w, b, r, drawn(mask), eps, Epilogue(key, values, p)))
 
         yield Case(
             name=f"batch-norm-{key}-{suffix}",
@@ -120,7 +121,7 @@ def batch_norm_dropout_cases(eps: float, torch_form: Callable[..., Tensor]) -> I
         )
 
         def frozen(x, w, b, m, v, r=None, key=key, values=values, mask=mask):
-            return call(NormalizeFunction, x, w, b, r, m, v.exp(), drawn(mask), p, eps, key, values)
+            return call(NormalizeFunction, x, w, b, r, m, v.exp(), drawn(mask), eps, Epilogue(key, values, p))
 
         def frozen_theirs(x, w, b, m, v, r=None, key=key, mask=mask):
             of_channel = [t.reshape(1, 3, *[1] * (x.dim() - 2)) for t in (w, b, m, v)]

@@ -11,28 +11,20 @@ import torch.nn.functional as F
 from case_tools import Case, away_from, drawn, first, fixed_mask, tensors, torch_activation
 
 import bp_torch.functional as bpF
-from bp_torch.functions.activation import ACTIVATIONS, activation_backward, lookup
+from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.functions.dense import DenseFunction
 from bp_torch.functions.dropout import AlphaDropoutFunction, DropoutFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 from bp_torch.functions.penalty import PenaltyFunction
 from bp_torch.functions.residual import ResidualFunction
 
 
 def activation_cases() -> Iterator[Case]:
-    other_parameters = {
-        "leaky_relu": [{"negative_slope": -0.3}],
-        "elu": [{"alpha": 1.7}, {"alpha": -0.4}],
-        "celu": [{"alpha": 0.6}],
-        "softplus": [{"beta": 2.0, "threshold": 30.0}, {"beta": 1.5, "threshold": 1.0}],
-        "hardtanh": [{"min_val": -0.7, "max_val": 2.0}],
-        "hardshrink": [{"lambd": 0.9}, {"lambd": -0.2}],
-        "softshrink": [{"lambd": 0.2}],
-    }
     for key, row in ACTIVATIONS.items():
-        for given in [{}, *other_parameters.get(key, [])]:
-            parameters = {**row.parameters, **given}
-            values = tuple(parameters.values())
+        for values in [tuple(row.parameters.values()), *row.examples]:
+            parameters = zip(row.parameters.items(), values, strict=True)
+            given = {name: value for (name, default), value in parameters if value != default}
             suffix = "".join(f"-{name}={value:g}" for name, value in given.items())
             torch_form = torch_activation(key)
             yield Case(
@@ -41,7 +33,6 @@ def activation_cases() -> Iterator[Case]:
                 ours=lambda x, key=key, given=given: bpF.activation(x, key, given),
                 theirs=lambda x, f=torch_form, values=values: f(x, *values),
                 inputs=away_from(row.kinks(*values), tensors((5, 3), scale=2.0)),
-                piecewise_linear=not bool(row.ddf(torch.full((1,), 0.3), *values).any()) and bool(row.kinks(*values)),
             )
 
 
@@ -55,7 +46,7 @@ def activation_backward_cases() -> Iterator[Case]:
         for p in (0.0, 0.5):
 
             def ours(dy, s, key=key, values=values, p=p):
-                return activation_backward(dy, s, key, values, drawn(mask) if p else None, p)
+                return Epilogue(key, values, p).backward(dy, s, drawn(mask) if p else None)
 
             def theirs(dy, s, row=row, values=values, p=p):
                 return (dy * mask / (1 - p) if p else dy) * row.df(s.float() if s.dtype.itemsize < 4 else s, *values)
@@ -80,7 +71,7 @@ def dense_cases() -> Iterator[Case]:
                 values = tuple(ACTIVATIONS[key].parameters.values())
 
                 def ours(x, W, b, r=None, key=key, values=values, p=p):
-                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, p, key, values))
+                    return first(call(DenseFunction, x, W, b, r, drawn(mask) if p else None, Epilogue(key, values, p)))
 
                 def theirs(x, W, b, r=None, key=key, values=values, p=p):
                     y = torch_activation(key)(F.linear(x, W, b), *values)
@@ -179,7 +170,6 @@ def dropout_cases() -> Iterator[Case]:
                     theirs=theirs,
                     inputs=tensors(shape, seed=2),
                     batch_dim=None,  # the mask belongs to a whole batch
-                    piecewise_linear=True,
                 )
 
 
@@ -197,12 +187,11 @@ def residual_cases() -> Iterator[Case]:
                 name=f"residual-{key}" + ("-dropout" if p else ""),
                 function="ResidualFunction",
                 ours=lambda branch, residual, key=key, values=values, p=p: first(
-                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, p, key, values)
+                    call(ResidualFunction, branch, residual, drawn(mask) if p else None, Epilogue(key, values, p))
                 ),
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),
                 batch_dim=None,  # the residual and the mask belong to a whole batch
-                piecewise_linear=key in ("identity", "relu", "leaky_relu"),
             )
 
 
@@ -217,5 +206,4 @@ def penalty_cases() -> Iterator[Case]:
             ),
             inputs=away_from((0.0,), tensors((3, 2), (4,), (), seed=5)),
             batch_dim=None,
-            piecewise_linear=l2 == 0,
         )

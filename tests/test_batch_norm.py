@@ -22,6 +22,7 @@ import bp_torch.functional as bpF
 from bp_torch import nn
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 
 SHAPES = {"1d": [(6, 3), (5, 3, 4)], "2d": [(3, 3, 4, 5)], "3d": [(2, 3, 2, 3, 2)]}
@@ -101,7 +102,7 @@ def test_gradients_reach_mean_and_variance() -> None:
     gamma, beta = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
     def f(x: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
-        return call(BatchNormFunction, x, gamma, beta, None, None, 0.0, 1e-3, "silu", ())
+        return call(BatchNormFunction, x, gamma, beta, None, None, 1e-3, Epilogue("silu"))
 
     check = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
     assert gradcheck(f, (x, gamma, beta), check_undefined_grad=True, **check)
@@ -133,7 +134,7 @@ def test_each_choice_of_frozen_inputs(activation: str, training: bool, affine: b
 
     def gradients(chosen: list[int], create_graph: bool) -> list[Tensor]:
         leaves = [t.clone().requires_grad_(i in chosen) if t is not None else None for i, t in enumerate(inputs)]
-        y = call(function, *leaves, None, 0.0, 1e-3, activation, ())
+        y = call(function, *leaves, None, 1e-3, Epilogue(activation))
         wanted = [leaf for i in chosen if (leaf := leaves[i]) is not None]
         return list(torch.autograd.grad(y[0] if training else y, wanted, dy, create_graph=create_graph))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bp_torch.functions.batch_norm import BatchNormFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 
 
@@ -33,11 +34,9 @@ def test_large_mean_costs_no_accuracy(mean: float, shape: tuple[int, ...], memor
     exact = x.double()
     var, middle = torch.var_mean(exact, dims, correction=0)
     if formula:
-        y, our_mean, our_var = BatchNormFunction.forward(
-            x.requires_grad_(), None, None, None, None, 0.0, 1e-5, "identity", ()
-        )
+        y, our_mean, our_var = BatchNormFunction.forward(x, None, None, None, None, 1e-5, Epilogue())
     else:
-        y, our_mean, our_var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
+        y, our_mean, our_var = call(BatchNormFunction, x, None, None, None, None, 1e-5, Epilogue())
     unit = 2**-24 * max(abs(mean), 1)  # one rounding of the mean is the least error that float32 has
     assert (our_mean - middle).abs().max() <= 2 * unit
     torch.testing.assert_close(our_var.double(), var, rtol=4e-5, atol=0)
@@ -48,7 +47,7 @@ def test_large_mean_costs_no_accuracy(mean: float, shape: tuple[int, ...], memor
 def test_constant_channel_has_no_variance() -> None:
     x = torch.randn(50, 3)
     x[:, 1] = 0.1
-    y, _, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
+    y, _, var = call(BatchNormFunction, x, None, None, None, None, 1e-5, Epilogue())
     assert 0 <= var[1] < 1e-15
     assert y[:, 1].abs().max() < 1e-4
     assert torch.isfinite(y).all()
@@ -59,7 +58,7 @@ def test_statistics_of_16_bit_inputs_are_float32(dtype: torch.dtype) -> None:
     """A sum of many numbers in half precision would have few digits."""
     x = (3 + torch.randn(64, 3)).to(dtype)
     for gamma in (None, torch.ones(3), torch.ones(3, dtype=dtype)):
-        y, mean, var = call(BatchNormFunction, x, gamma, gamma, None, None, 0.0, 1e-5, "relu", ())
+        y, mean, var = call(BatchNormFunction, x, gamma, gamma, None, None, 1e-5, Epilogue("relu"))
         assert (y.dtype, mean.dtype, var.dtype) == (dtype, torch.float32, torch.float32)
         torch.testing.assert_close(mean, x.float().mean(0))
         torch.testing.assert_close(var, x.float().var(0, correction=0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import bp_torch.functional as bpF
 from bp_torch import nn
-from bp_torch.functions.batch_norm_cpu import CHUNK
+from bp_torch.functions.aten.batch_norm import CHUNK
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ONES, X = torch.ones(3), torch.ones(4, 3)

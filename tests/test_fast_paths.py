@@ -13,8 +13,9 @@ from torch import Tensor
 
 import bp_torch
 import bp_torch.functional as bpF
-from bp_torch.functions import batch_norm_cpu
+from bp_torch.functions.aten import batch_norm as batch_norm_cpu
 from bp_torch.functions.batch_norm import BatchNormFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 
 
@@ -97,17 +98,17 @@ def test_statistics_are_taken_again_only_where_rounding_tells(n: int, monkeypatc
     monkeypatch.setattr(batch_norm_cpu, "_accurate_forward", counted)
     for k, expected in ((0.0, 0), (1e4, 1)):
         x = k + torch.randn(n, 4)
-        _, mean, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
+        _, mean, var = call(BatchNormFunction, x, None, None, None, None, 1e-5, Epilogue())
         assert len(taken) == expected
         exact = x.double()
         assert (mean - exact.mean(0)).abs().max() <= 2**-23 * max(k, 1)
         torch.testing.assert_close(var.double(), exact.var(0, correction=0), rtol=4e-5, atol=1e-12)
     x = torch.tensor([[1e4], [1e4 + 101 / 1024]])  # half-way between them lies no float32
-    _, _, var = call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())
+    _, _, var = call(BatchNormFunction, x, None, None, None, None, 1e-5, Epilogue())
     torch.testing.assert_close(var.double(), x.double().var(0, correction=0), rtol=1e-6, atol=0)
     taken.pop()
     x = torch.zeros(n, 4)  # dead units have no deviation, and an exact mean
-    assert math.isfinite(call(BatchNormFunction, x, None, None, None, None, 0.0, 1e-5, "identity", ())[0].sum())
+    assert math.isfinite(call(BatchNormFunction, x, None, None, None, None, 1e-5, Epilogue())[0].sum())
     assert len(taken) == 1
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from bp_torch import functional as bpF
 from bp_torch import nn
 from bp_torch import triton_kernels as kernels
+from bp_torch.functions.epilogue import Epilogue
 
 ONE_BACKEND = "chooses the kernels, on a GPU"
 
@@ -77,7 +78,7 @@ def test_dropout_over_2_to_the_31_elements() -> None:
     y = bpF.dropout(x, 0.5)
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     torch.cuda.set_rng_state(state)
-    mask = kernels.random.mask(kernels.random.new_seed(x.device), (n,), 0.5)
+    mask = kernels.dropout.mask(kernels.dropout.new_seed(x.device), (n,), 0.5)
     for t in (y, dx):
         torch.testing.assert_close(ends(t, 2**31, 2048), 2 * ends(mask, 2**31, 2048).to(t.dtype))
     assert not torch.equal(mask[:2048], mask[-2048:])
@@ -92,7 +93,7 @@ def test_bias_gradient_over_2_to_the_31_elements() -> None:
     dy = torch.ones(rows, columns, dtype=torch.bfloat16, device="cuda")
     s = torch.ones_like(dy)
     s[-3:] = -1
-    dz, db = kernels.elementwise.backward_bias(dy, s, None, 0.0, "relu", (), True)
+    dz, db = kernels.elementwise.backward_bias(dy, s, None, Epilogue("relu"))
     torch.testing.assert_close(ends(dz), (ends(s) > 0).to(dz.dtype))
     torch.testing.assert_close(db, torch.full_like(db, rows - 3), rtol=0, atol=0)  # below 2²⁴: exact
 
@@ -141,7 +142,7 @@ def test_batch_norm_over_2_to_the_31_elements() -> None:
 def test_more_columns_than_a_second_grid_dimension_holds() -> None:
     columns = 64 * 65_536 + 17
     dy = torch.ones(3, columns, dtype=torch.bfloat16, device="cuda")
-    dz, db = kernels.elementwise.backward_bias(dy, None, None, 0.0, "identity", (), False)
+    dz, db = kernels.elementwise.backward_bias(dy, None, None, Epilogue())
     torch.testing.assert_close(dz, dy)
     torch.testing.assert_close(db, torch.full_like(db, 3))
 

@@ -22,6 +22,7 @@ import bp_torch
 import bp_torch.functional as bpF
 from bp_torch import nn
 from bp_torch import triton_kernels as kernels
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.triton_kernels import launch, tuning
 from bp_torch.triton_kernels.launch import TABLE, Block, block_for, grid_of, warps_of
 
@@ -320,7 +321,7 @@ def test_more_columns_than_a_second_grid_dimension_holds() -> None:
     dy = torch.zeros(1, 64 * 65_536, dtype=torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels.elementwise, "_backward_bias", Recorded())
-        kernels.elementwise.backward_bias(dy, None, None, 0.0, "identity", (), False)
+        kernels.elementwise.backward_bias(dy, None, None, Epilogue())
     assert grids == [(65_536,)]
 
 

@@ -21,8 +21,8 @@ from torch.autograd import forward_ad
 
 import bp_torch.functional as bpF
 from bp_torch import nn
-from bp_torch.functions import cross_entropy as ce
-from bp_torch.functions import loss as losses
+from bp_torch.functions.aten import cross_entropy as ce
+from bp_torch.functions.aten import loss as losses
 
 INF = float("inf")
 ERROR_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")

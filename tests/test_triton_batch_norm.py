@@ -23,6 +23,7 @@ from bp_torch import nn
 from bp_torch import triton_kernels as kernels
 from bp_torch.functions.activation import ACTIVATIONS
 from bp_torch.functions.batch_norm import BatchNormFunction, NormalizeFunction
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
 from bp_torch.triton_kernels.launch import TABLE, Block, ShapeClass
 
@@ -207,7 +208,7 @@ def test_every_activation(key: str, residual: bool) -> None:
     inputs = [x, *parameters(x, x.dtype), *([torch.randn_like(x)] if residual else [])]
 
     def f(x, gamma, beta, r=None):
-        return call(BatchNormFunction, x, gamma, beta, r, None, 0.0, EPS, key, values)[0]
+        return call(BatchNormFunction, x, gamma, beta, r, None, EPS, Epilogue(key, values))[0]
 
     dy = torch.randn_like(x)
     with bp_torch.backend("torch"):
@@ -331,15 +332,16 @@ def test_dropout_draws_the_mask_of_the_elements_index(
 ) -> None:
     x = made(layout)
     seed = torch.tensor([7], device=DEVICE)
-    mask = kernels.random.mask(seed, x.shape, p)
+    mask = kernels.dropout.mask(seed, x.shape, p)
     statistics: Any = (None, None)
     if evaluation:
         statistics = torch.randn(x.shape[1], device=DEVICE), torch.rand(x.shape[1], device=DEVICE) + 0.3
 
     def f(x: Tensor, gamma: Tensor, beta: Tensor, r: Any, key: str, statistics: Any) -> Tensor:
+        e = Epilogue(key, (), p)
         if statistics[0] is None:
-            return call(BatchNormFunction, x, gamma, beta, r, seed, p, EPS, key, ())[0]
-        return call(NormalizeFunction, x, gamma, beta, r, *statistics, seed, p, EPS, key, ())
+            return call(BatchNormFunction, x, gamma, beta, r, seed, EPS, e)[0]
+        return call(NormalizeFunction, x, gamma, beta, r, *statistics, seed, EPS, e)
 
     if key != "relu":
         assert torch.equal(f(*inputs_like(x), None, key, statistics) != 0, mask)
@@ -387,8 +389,8 @@ def test_gradients_of_and_through_statistics(layout: str) -> None:
 
     def run(dtype: torch.dtype) -> list[Tensor]:
         inputs = [t.to(dtype).detach().requires_grad_() for t in given]
-        y, m, v = call(BatchNormFunction, *inputs[:4], None, 0.0, EPS, "gelu", ())
-        z = call(NormalizeFunction, *inputs, None, 0.0, EPS, "silu", ())
+        y, m, v = call(BatchNormFunction, *inputs[:4], None, EPS, Epilogue("gelu"))
+        z = call(NormalizeFunction, *inputs, None, EPS, Epilogue("silu"))
         generator = torch.Generator(DEVICE).manual_seed(2 + INPUTS_SEED)
         sent = [torch.randn(t.shape, generator=generator, device=DEVICE).to(dtype) for t in (y, m, v, z)]
         grads = torch.autograd.grad((y, m, v), inputs[:4], sent[:3]) + torch.autograd.grad(z, inputs, sent[3])

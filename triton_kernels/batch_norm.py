@@ -28,10 +28,10 @@ STAN-CS-79-773). Where one program has a whole channel, it applies what it found
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -47,16 +47,15 @@ from .batch_norm_kernels import (
     _reduce,
     _statistics,
 )
-from .elementwise import Layout, _pair
+from .elementwise import Layout
+from .epilogue import Epilogue, pair_of
 from .launch import Block, device_of, first_block, grid_of, is_wide, tuned, warps_of
 
-__all__ = ["TARGETS", "Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
+__all__ = ["Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
 
 BY_ROWS, BY_PLANES = first_block("batch norm rows"), first_block("batch norm planes")
 TILE = BY_ROWS.rows * BY_ROWS.columns  # two 16-byte accesses a thread in 16-bit dtypes
 WARPS = warps_of(BY_ROWS)
-CHANNELS, POINTS = BY_ROWS.columns, BY_PLANES.columns  # the most columns of a tile
-# Not yet measured on a GPU.
 PROGRAMS = 1024  # that a reduction is split into, where there is the work for them
 FEWEST_TILES, MOST_TILES = 4, 64  # of a program of a reduction; beyond the most, Σ (x - K)² could lose digits
 SPLITS_AT_ONCE, CHANNELS_AT_ONCE = 256, 8  # of the kernels that add up splits
@@ -150,11 +149,12 @@ def in_planes(x: Tensor, layout: Layout) -> bool:
 
 def _with_plan(run: Callable[..., Any]) -> Callable[..., Any]:
     """Gives ``run``, as its first two arguments, the layout of its x and the plan with the block for it."""
-    position = list(inspect.signature(run).parameters).index("x") - 2
+    names = list(inspect.signature(run).parameters)
+    position = names.index("x" if "x" in names else "saved") - 2
 
     @wraps(run)
     def planned(*args: Any) -> Any:
-        x = args[position]
+        x = args[position] if "x" in names else args[position].x
         layout = Layout.of(x)
         family = "batch norm planes" if in_planes(x, layout) else "batch norm rows"
         return tuned(
@@ -196,21 +196,20 @@ def _run_statistics(x: Tensor, plan: Plan, mean: Tensor, var: Tensor, rest: Tens
 @_with_plan
 def forward(
     layout: Layout, plan: Plan,
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float,
-    activation: str, parameters: tuple[float, ...],
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float, e: Epilogue,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, in x's dtype promoted with the residual's, and the batch's mean and biased var in float32. x is not empty."""
     mean, var = (torch.empty(plan.channels, dtype=torch.float32, device=x.device) for _ in range(2))
     if plan.splits > 1:
         _run_statistics(layout.flat(x), plan, mean, var)
-        y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, eps, activation, parameters)
+        y = _normalized(layout, plan, x, gamma, beta, residual, mean, var, eps, e)
         return y, mean, var
     flat, r, gamma, beta = layout.flat(x), layout.flat(residual), _vector(gamma), _vector(beta)
     y = layout.new(x, x.dtype if r is None else torch.promote_types(x.dtype, r.dtype))
     with device_of(x):
         _forward_whole[plan.groups_grid()](
-            flat, gamma, beta, r, mean, var, y, eps, *_pair(parameters), *plan.reduction(), plan.tiles,
-            activation, *plan.blocks(x), num_warps=plan.warps,
+            flat, gamma, beta, r, mean, var, y, eps, *pair_of(e), *plan.reduction(), plan.tiles,
+            e.name, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return y, mean, var
 
@@ -218,14 +217,14 @@ def forward(
 def _normalized(
     layout: Layout, plan: Plan,
     x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    eps: float, activation: str, parameters: tuple[float, ...],
+    eps: float, e: Epilogue,
 ) -> Tensor:  # fmt: skip
     y = layout.new(x, x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype))
     x, residual = layout.flat(x), layout.flat(residual)
     with device_of(x):
         _apply[plan.grid()](
-            x, _vector(gamma), _vector(beta), residual, _vector(mean), _vector(var), y, eps, *_pair(parameters),
-            *plan.matrix(), activation, *plan.blocks(x), num_warps=plan.warps,
+            x, _vector(gamma), _vector(beta), residual, _vector(mean), _vector(var), y, eps, *pair_of(e),
+            *plan.matrix(), e.name, *plan.blocks(x), num_warps=plan.warps,
         )  # fmt: skip
     return y
 
@@ -239,39 +238,51 @@ def _new(like: Tensor, dtype: torch.dtype | None, needed: bool, layout: Layout |
 
 
 Gradients = list[Any]
+
+
+class Saved(Protocol):
+    """What backward reads, by name."""
+
+    x: Any
+    gamma: Any
+    beta: Any
+    r: Any
+    mean: Any
+    var: Any
+    y: Any
+
+
 Dtypes = Sequence["torch.dtype | None"]
 
 
 @_with_plan
 def backward(
     layout: Layout, plan: Plan,
-    dy: Tensor, dmean: Tensor | None, dvar: Tensor | None,
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
+    dy: Tensor, dmean: Tensor | None, dvar: Tensor | None, saved: Saved, eps: float, e: Epilogue,
     needs: Sequence[bool], dtypes: Dtypes,
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr] of :func:`forward`, each where it is needed, in these dtypes.
 
     Args:
         dmean, dvar: the gradients of the statistics, or None.
-        y: the output, or None where it shall be computed again from x, β and the residual.
-        output: f′ is told by y, not by z.
+        saved: of it y may be None: it is computed again from x, β and the residual.
         needs, dtypes: for x, γ, β and r.
     """
-    identity = activation == "identity"
+    identity = e.name == "identity"
+    x, mean, var = saved.x, saved.mean, saved.var
     dx = _new(x, dtypes[0], needs[0], layout)
     dr = _new(x, dtypes[3], needs[3] and not identity, layout)
     given = dy
     dgamma, dbeta = (_new(mean, dtypes[i], needs[i]) for i in (1, 2))
-    dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
-    gamma, beta, dmean, dvar = (_vector(t) for t in (gamma, beta, dmean, dvar))
-    saved = (x, gamma, beta, residual, y, mean, var)
-    constants = (activation, output, *plan.blocks(x))
-    a, b = _pair(parameters)
+    dy, x, residual, y = (layout.flat(t) for t in (dy, x, saved.r, saved.y))
+    gamma, beta, dmean, dvar = (_vector(t) for t in (saved.gamma, saved.beta, dmean, dvar))
+    tensors = (x, gamma, beta, residual, y, mean, var)
+    constants = (e.name, e.told_by == "a", *plan.blocks(x))
+    a, b = pair_of(e)
     with device_of(x):
         if plan.splits == 1:
             _backward_whole[plan.groups_grid()](
-                dy, *saved, dx, dr, dgamma, dbeta, dmean, dvar, eps, float(plan.n), a, b,
+                dy, *tensors, dx, dr, dgamma, dbeta, dmean, dvar, eps, float(plan.n), a, b,
                 *plan.reduction(), plan.tiles, *constants, num_warps=plan.warps,
             )  # fmt: skip
         else:
@@ -280,7 +291,7 @@ def backward(
             # Where dr is as exact as dy, the second sweep reads it instead of what dz is computed from.
             early = dr is not None and (dx is None or dr.dtype == dy.dtype)
             _reduce[plan.groups_grid()](
-                dy, *saved, None, dr if early else None, partial, eps, a, b, *plan.reduction(),
+                dy, *tensors, None, dr if early else None, partial, eps, a, b, *plan.reduction(),
                 plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
@@ -290,9 +301,9 @@ def backward(
             if dx is not None:
                 if early:
                     constants = ("identity", False, *plan.blocks(x))
-                    saved = (x, gamma, None, None, None, mean, var)
+                    tensors = (x, gamma, None, None, None, mean, var)
                 _backward_apply[plan.grid()](
-                    dr if early else dy, *saved, coefficients, dx, None if early else dr, eps, a, b,
+                    dr if early else dy, *tensors, coefficients, dx, None if early else dr, eps, a, b,
                     *plan.matrix(), *constants, num_warps=plan.warps,
                 )  # fmt: skip
     if identity and needs[3]:
@@ -303,28 +314,26 @@ def backward(
 @_with_plan
 def normalize_backward(
     layout: Layout, plan: Plan,
-    dy: Tensor,
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, mean: Tensor, var: Tensor,
-    y: Tensor | None, eps: float, activation: str, parameters: tuple[float, ...], output: bool,
-    needs: Sequence[bool], dtypes: Dtypes,
+    dy: Tensor, saved: Saved, eps: float, e: Epilogue, needs: Sequence[bool], dtypes: Dtypes
 ) -> Gradients:  # fmt: skip
     """[dx, dγ, dβ, dr, dmean, dvar] of :func:`apply`, as :func:`backward`: one sweep, and a reduction where needed."""
-    identity = activation == "identity"
+    identity = e.name == "identity"
+    x, mean, var = saved.x, saved.mean, saved.var
     dx = _new(x, dtypes[0], needs[0], layout)
     dr = _new(x, dtypes[3], needs[3] and not identity, layout)
     given = dy
-    dy, x, residual, y = (layout.flat(t) for t in (dy, x, residual, y))
-    vectors: list[Any] = [_vector(t) for t in (gamma, beta, mean, var)]
+    dy, x, residual, y = (layout.flat(t) for t in (dy, x, saved.r, saved.y))
+    vectors: list[Any] = [_vector(t) for t in (saved.gamma, saved.beta, mean, var)]
     gamma, beta, mean, var = vectors
     of_channels = [_new(mean, dtypes[i], needs[i]) for i in (1, 2, 4, 5)]
-    saved = (x, gamma, beta, residual, y, mean, var)
-    constants = (activation, output, *plan.blocks(x))
-    a, b = _pair(parameters)
+    tensors = (x, gamma, beta, residual, y, mean, var)
+    constants = (e.name, e.told_by == "a", *plan.blocks(x))
+    a, b = pair_of(e)
     with device_of(x):
         if any(t is not None for t in of_channels):
             partial = torch.empty((2, plan.splits, plan.channels), dtype=torch.float32, device=x.device)
             _reduce[plan.groups_grid()](
-                dy, *saved, dx, dr, partial, eps, a, b, *plan.reduction(),
+                dy, *tensors, dx, dr, partial, eps, a, b, *plan.reduction(),
                 plan.groups, plan.steps, plan.tiles, plan.splits, *constants, num_warps=plan.warps,
             )  # fmt: skip
             _finish[plan.columns_grid()](
@@ -333,56 +342,9 @@ def normalize_backward(
             )  # fmt: skip
         elif dx is not None or dr is not None:
             _backward_apply[plan.grid()](
-                dy, *saved, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=plan.warps
+                dy, *tensors, None, dx, dr, eps, a, b, *plan.matrix(), *constants, num_warps=plan.warps
             )  # fmt: skip
     if identity and needs[3]:
         dr = given.to(dtypes[3])
     dgamma, dbeta, dmean, dvar = of_channels
     return [dx, dgamma, dbeta, dr, dmean, dvar]
-
-
-def _targets() -> Iterator[dict[str, Any]]:
-    """Every kernel, of both kinds of matrices, with its main options."""
-    x, s = "*{dtype}", "*fp32"
-    types = {
-        **dict.fromkeys(("X", "R", "Y", "S", "DY", "DX", "DR"), x),
-        **dict.fromkeys(("GAMMA", "BETA", "MEAN", "REST", "VAR", "PARTIAL", "COEFFICIENTS"), s),
-        **dict.fromkeys(("DGAMMA", "DBETA", "DMEAN", "DVAR"), s),
-        **dict.fromkeys(("eps", "n", "a", "b"), "fp32"),
-        **dict.fromkeys(("rows", "columns", "channels", "across", "groups", "steps", "tiles", "splits"), "i32"),
-    }
-
-    def target(name: str, kernel: Any, absent: str = "", wide: bool = True, **constants: Any) -> dict[str, Any]:
-        constants |= dict.fromkeys(absent.split())
-        given = {name: types[name] for name in kernel.arg_names if name not in constants}
-        return {
-            "name": f"batch_norm.{name}", "kernel": kernel, "types": given, "constants": constants, "num_warps": 4,
-            "wide_accesses": wide,
-        }  # fmt: skip
-
-    rows: dict[str, Any] = {"PLANES": False, "BLOCK_ROWS": TILE // CHANNELS, "BLOCK_COLUMNS": CHANNELS, "WIDE": False}
-    planes: dict[str, Any] = {"PLANES": True, "BLOCK_ROWS": TILE // POINTS, "BLOCK_COLUMNS": POINTS, "WIDE": False}
-    relu: dict[str, Any] = {"KEY": "relu", "OUTPUT": True}
-    gelu: dict[str, Any] = {"KEY": "gelu", "OUTPUT": False}
-    none: dict[str, Any] = {"KEY": "identity"}
-    splits: dict[str, Any] = {"BLOCK_SPLITS": SPLITS_AT_ONCE, "BLOCK_COLUMNS": CHANNELS_AT_ONCE}
-    for kind, blocks in (("rows", rows), ("planes", planes), ("planes, over 2³¹ elements", {**planes, "WIDE": True})):
-        yield target(f"statistics, {kind}", _statistics, **blocks)
-        yield target(f"apply relu, {kind}", _apply, "R", KEY="relu", **blocks)
-        yield target(f"apply gelu residual, {kind}", _apply, KEY="gelu", **blocks)
-        yield target(f"forward_whole relu residual, {kind}", _forward_whole, KEY="relu", **blocks)
-        yield target(f"reduce relu, {kind}", _reduce, "R S DX DR", **relu, **blocks)
-        yield target(f"reduce relu residual, {kind}", _reduce, "R DX", **relu, **blocks)
-        yield target(f"reduce gelu residual, statistics given, {kind}", _reduce, "S", **gelu, **blocks)
-        yield target(f"backward_apply relu, {kind}", _backward_apply, "R S DR", **relu, **blocks)
-        yield target(f"backward_apply identity, {kind}", _backward_apply, "BETA R S DR", **none, OUTPUT=False, **blocks)
-        yield target(f"backward_apply gelu residual, {kind}", _backward_apply, "S", **gelu, **blocks)
-        yield target(f"backward_whole relu, {kind}", _backward_whole, "R S DR DMEAN DVAR", **relu, **blocks)
-        yield target(f"backward_whole gelu residual, {kind}", _backward_whole, "S", **gelu, **blocks)
-    yield target("merge", _merge, "REST", wide=False, **splits)
-    yield target("merge, exact mean", _merge, wide=False, **splits)
-    yield target("finish", _finish, "DMEAN DVAR", wide=False, GIVEN=False, **splits)
-    yield target("finish, statistics given", _finish, "COEFFICIENTS", wide=False, GIVEN=True, **splits)
-
-
-TARGETS = list(_targets())  # what tests/test_compile_targets.py compiles

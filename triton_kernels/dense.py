@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import triton
@@ -26,8 +25,8 @@ from . import activation as act
 from . import random
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
-from .elementwise import _dropout, _pair
-from .launch import Block, first_block, is_wide, tuned, warps_of
+from .epilogue import Epilogue, dropout_of, pair_of
+from .launch import Block, is_wide, tuned, warps_of
 
 __all__ = ["choose", "forward", "input_precision", "using"]
 
@@ -57,11 +56,10 @@ def using(way: str) -> Iterator[None]:
         _forced = before
 
 
-def choose(M: int, N: int, K: int, dtype: torch.dtype) -> str:
-    """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below, for (M, K) x (N, K).
+def choose() -> str:
+    """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below.
 
-    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape. The arguments are those that
-    a measured table will decide by.
+    ``"cublas"`` unless the other is asked for: see launch.py.
     """
     return "cublas" if _forced == "auto" else _forced
 
@@ -131,62 +129,32 @@ def family(dtype: torch.dtype) -> str:
 
 
 def forward(
-    x: Tensor, W: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], store: str = "",
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y = dropout(f(x Wᵀ + b)) + residual, and what ``store`` names: ``"z"``, ``"a"`` or ``""`` (None).
+    x: Tensor, W: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
+) -> tuple[Tensor, Tensor | None]:
+    """y = dropout(f(x Wᵀ + b)) + residual, and z or a where that tells f′.
 
     Shapes: x (..., K), W (N, K), bias (N), residual, y and s (..., N). Any strides. y has x's dtype promoted with the
     residual's, s has x's. The mask is that of elementwise.py for the same seed.
     """
     M, (N, K) = x.shape[:-1].numel(), W.shape
+    store = e.keeps(seed, residual)
+    store = store if store in ("z", "a") else ""
     rows = x.reshape(M, K)
     r = None if residual is None else residual.contiguous()
     dtype = x.dtype if r is None else torch.promote_types(x.dtype, r.dtype)
     y = torch.empty((M, N), dtype=dtype, device=x.device)
     s = torch.empty((M, N), dtype=x.dtype, device=x.device) if store else None
     if y.numel():
-        scale, threshold, bits = _dropout(seed, p)
+        scale, threshold, bits = dropout_of(e, seed)
         b = None if bias is None else bias.contiguous()
 
         def run(block: Block) -> None:
             _dense[(triton.cdiv(M, block.rows) * triton.cdiv(N, block.columns),)](
-                rows, W, b, r, seed, y, s, M, N, K, *rows.stride(), *W.stride(), *_pair(parameters), scale,
-                activation, b is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
+                rows, W, b, r, seed, y, s, M, N, K, *rows.stride(), *W.stride(), *pair_of(e), scale,
+                e.name, b is not None, r is not None, store, threshold, bits, input_precision(x.dtype),
                 block.rows, block.columns, block.depth, GROUP, is_wide(y), num_warps=warps_of(block),
             )  # fmt: skip
 
         tuned(family(x.dtype), W.numel(), x, run)
     shape = (*x.shape[:-1], N)
     return y.reshape(shape), None if s is None else s.reshape(shape)
-
-
-def _target(
-    name: str, dtype: str, key: str, store: str = "", bits: int = 0, residual: bool = False, precision: str = "ieee"
-) -> dict[str, Any]:
-    block = first_block(family(torch.float32 if dtype == "fp32" else torch.bfloat16))
-    types = dict.fromkeys(("X", "W", "BIAS", "R", "Y", "S"), f"*{dtype}") | {"SEED": "*i64"}
-    types |= dict.fromkeys(("M", "N", "K", "x_row", "w_row"), "i32") | dict.fromkeys(("a", "b", "scale"), "fp32")
-    constants = {
-        "x_column": 1, "w_column": 1, "KEY": key, "HAS_BIAS": True, "HAS_R": residual, "STORE": store,
-        "THRESHOLD": 2 ** (bits - 1) if bits else 0, "BITS": bits, "PRECISION": precision,
-        "BLOCK_M": block.rows, "BLOCK_N": block.columns, "BLOCK_K": block.depth, "GROUP": GROUP, "WIDE": False,
-    }  # fmt: skip
-    constants |= {pointer: None for pointer, used in (("R", residual), ("S", store), ("SEED", bits)) if not used}
-    return {
-        "name": f"dense {name}", "kernel": _dense, "types": types, "constants": constants,
-        "num_warps": block.warps, "wide_accesses": residual or not bits,  # else seed and bias are a large part
-    }  # fmt: skip
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles; a tile's shape depends on the dtype, so each is named
-    target
-    for dtype in ("fp32", "bf16", "fp16")
-    for target in (
-        _target("identity", dtype, "identity"),
-        _target("relu dropout", dtype, "relu", bits=16),
-        _target("gelu dropout residual", dtype, "gelu", "z", 16, True),
-        _target("tanh dropout", dtype, "tanh", "a", 32),
-        *([_target("relu tf32", dtype, "relu", precision="tf32")] if dtype == "fp32" else []),
-    )
-]

@@ -25,7 +25,6 @@ The mask is never stored: ``keep`` is drawn again from the seed (see random.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +36,11 @@ from torch import Tensor
 from . import activation as act
 from . import random
 from .cast import cast
+from .epilogue import Epilogue, dropout_of, pair_of
 from .launch import Block, block_for, device_of, grid_of, is_wide, warps_of
 
 __all__ = [
-    "backward", "backward_bias", "forward", "forward_keeping", "residual_backward", "residual_forward", "second",
+    "backward", "backward_bias", "forward", "residual_backward", "residual_forward", "second",
 ]  # fmt: skip
 
 
@@ -72,17 +72,6 @@ def _dropped(
         row = i // channels
         index = ((row // points) * channels + i % channels) * points + row % points
         return x * tl.where(random.keep(tl.load(SEED), index, THRESHOLD, BITS), scale, 0.0)
-
-
-@triton.jit
-def _times(dy, d, KEY: tl.constexpr):
-    """dy · f′. Where f′ is 0 or a constant, torch gives 0 for f′ = 0 whatever dy is, Inf and NaN included."""
-    clipping: tl.constexpr = KEY == "relu" or KEY == "relu6" or KEY == "hardtanh" or KEY == "hardsigmoid"
-    shrinking: tl.constexpr = KEY == "hardshrink" or KEY == "softshrink"
-    if clipping or shrinking:
-        return tl.where(d == 0, 0.0, dy * d)
-    else:
-        return dy * d
 
 
 @triton.jit
@@ -125,7 +114,7 @@ def _backward(
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     if KEY != "identity":
         s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-        d = _times(d, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+        d = act.pull(d, s, KEY, OUTPUT, a, b)
     if ACT_LAST:
         tl.store(DR + i, cast(d, DR.dtype.element_ty), mask=inside)
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
@@ -156,7 +145,7 @@ def _backward_bias(
             dz = dz * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
         if KEY != "identity":
             s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-            dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+            dz = act.pull(dz, s, KEY, OUTPUT, a, b)
         tl.store(DZ + i, cast(dz, DZ.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, dz, 0.0), axis=0)
     tl.store(PARTIAL + group.to(tl.int64) * columns + c, total, mask=c < columns)
@@ -175,7 +164,7 @@ def _second(
     g = _dropped(g, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-    ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    ddy = act.pull(g, s, KEY, OUTPUT, a, b)
     ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
     tl.store(DDY + i, cast(ddy, DDY.dtype.element_ty), mask=inside)
     tl.store(DS + i, cast(ds, DS.dtype.element_ty), mask=inside)
@@ -210,58 +199,36 @@ class Layout:
         return torch.empty_like(like, dtype=dtype, memory_format=order)
 
 
-def _dropout(seed: Tensor | None, p: float) -> tuple[float, int, int]:
-    """scale, THRESHOLD, BITS. p without a seed is a scale alone."""
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return (scale, 0, 0) if seed is None else (scale, random.threshold(p), random.bits_for(p))
-
-
-def _pair(parameters: tuple[float, ...]) -> tuple[float, float]:
-    a, b = (*parameters, 0.0, 0.0)[:2]
-    return float(a), float(b)
-
-
 def forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...],
-) -> Tensor:  # fmt: skip
-    """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's."""
-    return _run_forward(x, bias, residual, seed, p, activation, parameters, act_last=False, store=False)[0]
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
+) -> tuple[Tensor, Tensor | None]:
+    """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's; and a where that tells f′."""
+    return _run_forward(x, bias, residual, seed, e, act_last=False, store=e.keeps(seed, residual) == "a")
 
 
-def forward_keeping(
-    x: Tensor, residual: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """y as :func:`forward`, and a = f(x)."""
-    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=False, store=True)
-
-
-def residual_forward(
-    x: Tensor, residual: Tensor, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], keep_z: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """y = f(z) with z = dropout(x) + residual, and z if asked for."""
-    return _run_forward(x, None, residual, seed, p, activation, parameters, act_last=True, store=keep_z)
+def residual_forward(x: Tensor, residual: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor | None]:
+    """y = f(z) with z = dropout(x) + residual; and z where that tells f′."""
+    return _run_forward(x, None, residual, seed, e, act_last=True, store=e.keeps() == "z")
 
 
 def _run_forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], act_last: bool, store: bool,
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue,
+    act_last: bool, store: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     layout = Layout.of(x)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = layout.new(x, dtype)
     s = layout.new(x, dtype if act_last else x.dtype) if store else None
     x, residual = layout.flat(x), layout.flat(residual)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = x.numel()
     if n:
 
         def launch(block: Block) -> None:
             _forward[grid_of(n, block.columns)](
                 x, bias, residual, seed, y, s, n, x.shape[-1] if x.dim() else 1,
-                *_pair(parameters), scale, layout.channels, layout.points,
-                activation, bias is not None, residual is not None, act_last, store,
+                *pair_of(e), scale, layout.channels, layout.points,
+                e.name, bias is not None, residual is not None, act_last, store,
                 threshold, bits, layout.channels > 0, block.columns, is_wide(x), num_warps=warps_of(block),
             )  # fmt: skip
 
@@ -271,38 +238,35 @@ def _run_forward(
 
 
 def backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
-    """dx, in ``dtype`` (dy's unless given). ``output``: s is the activation's output, not its input."""
-    return _run_backward(dy, s, seed, p, activation, parameters, output, dtype or dy.dtype, None)[0]
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype | None = None
+) -> Tensor:
+    """dx, in ``dtype`` (dy's unless given)."""
+    return _run_backward(dy, s, seed, e, dtype or dy.dtype, None)[0]
 
 
 def residual_backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
-    output: bool, dtypes: tuple[torch.dtype, torch.dtype],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtypes: tuple[torch.dtype, torch.dtype]
+) -> tuple[Tensor, Tensor]:
     """dx and dr of :func:`residual_forward`, in these dtypes."""
-    return _run_backward(dy, s, seed, p, activation, parameters, output, *dtypes)
+    return _run_backward(dy, s, seed, e, *dtypes)
 
 
 def _run_backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float, activation: str, parameters: tuple[float, ...],
-    output: bool, dtype: torch.dtype, dtype_r: torch.dtype | None,
-) -> tuple[Tensor, Any]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype, dtype_r: torch.dtype | None
+) -> tuple[Tensor, Any]:
     layout = Layout.of(dy if s is None else s)
     dx = layout.new(dy, dtype)
     dr = None if dtype_r is None else layout.new(dy, dtype_r)
     dy, s = layout.flat(dy), layout.flat(s)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = dy.numel()
     if n:
 
         def launch(block: Block) -> None:
             _backward[grid_of(n, block.columns)](
-                dy, s, seed, dx, dr, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, dr is not None, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
-                num_warps=warps_of(block),
+                dy, s, seed, dx, dr, n, *pair_of(e), scale, layout.channels, layout.points,
+                e.name, e.told_by == "a", dr is not None, threshold, bits, layout.channels > 0, block.columns,
+                is_wide(dy), num_warps=warps_of(block),
             )  # fmt: skip
 
         with device_of(dy):
@@ -311,9 +275,8 @@ def _run_backward(
 
 
 def backward_bias(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool, dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """dz (rows, columns), and db = Σ dz over rows in float32: partial sums in the same pass, then one ordered sum."""
     dy = dy.contiguous()
     s = None if s is None else s.contiguous()
@@ -321,7 +284,7 @@ def backward_bias(
     rows, columns = dy.shape
     if not dy.numel():
         return dz, torch.zeros(columns, dtype=torch.float32, device=dy.device)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
 
     def launch(block: Block) -> Tensor:
         # Few values, since each is a kernel of its own; enough programs to fill the chip.
@@ -329,8 +292,8 @@ def backward_bias(
         (groups,) = grid_of(rows, block.rows * steps)
         partial = torch.empty((groups, columns), dtype=torch.float32, device=dy.device)
         _backward_bias[grid_of(columns, block.columns, groups)](
-            dy, s, seed, dz, partial, rows, columns, *_pair(parameters), scale,
-            activation, output, threshold, bits, block.rows, block.columns, steps, is_wide(dy),
+            dy, s, seed, dz, partial, rows, columns, *pair_of(e), scale,
+            e.name, e.told_by == "a", threshold, bits, block.rows, block.columns, steps, is_wide(dy),
             num_warps=warps_of(block),
         )  # fmt: skip
         return partial.sum(0)
@@ -339,91 +302,22 @@ def backward_bias(
         return dz, launch(block_for("elementwise bias", dy.numel(), dy.device, launch, dy.dtype))
 
 
-def second(
-    g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, p: float,
-    activation: str, parameters: tuple[float, ...], output: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def second(g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor]:
     """ddy in dy's dtype and ds in s's."""
     layout = Layout.of(s)
     ddy, ds = layout.new(dy, dy.dtype), layout.new(s, s.dtype)
     g, dy, s = layout.flat(g), layout.flat(dy), layout.flat(s)
-    scale, threshold, bits = _dropout(seed, p)
+    scale, threshold, bits = dropout_of(e, seed)
     n = dy.numel()
     if n:
 
         def launch(block: Block) -> None:
             _second[grid_of(n, block.columns)](
-                g, dy, s, seed, ddy, ds, n, *_pair(parameters), scale, layout.channels, layout.points,
-                activation, output, threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
+                g, dy, s, seed, ddy, ds, n, *pair_of(e), scale, layout.channels, layout.points,
+                e.name, e.told_by == "a", threshold, bits, layout.channels > 0, block.columns, is_wide(dy),
                 num_warps=warps_of(block),
             )  # fmt: skip
 
         with device_of(dy):
             launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "second"))
     return ddy, ds
-
-
-def _targets() -> Iterator[dict[str, Any]]:
-    """Every kernel with its main options, and every activation."""
-    numbers = {"n": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "channels": "i32", "points": "i32"}
-    x = "*{dtype}"
-    drop_16: dict[str, Any] = {"THRESHOLD": 2**15, "BITS": 16}
-    drop_32: dict[str, Any] = {"THRESHOLD": 2**31, "BITS": 32}
-    nothing: dict[str, Any] = {"THRESHOLD": 0, "BITS": 0}
-    flat: dict[str, Any] = {"LAST": False, "BLOCK": 1024, "WIDE": False}
-
-    def forward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("X", "BIAS", "R", "Y", "S"), x), "SEED": "*i64", **numbers, "columns": "i32"}
-        options: dict[str, Any] = {"HAS_BIAS": "BIAS" not in absent, "HAS_R": "R" not in absent, "ACT_LAST": False}
-        options |= {"STORE_S": "S" not in absent, **flat, **constants}
-        return _target(f"forward {name}", _forward, types, absent, {"KEY": key, **options})
-
-    def backward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("DY", "S", "DX", "DR"), x), "SEED": "*i64", **numbers}
-        options = {"OUTPUT": key == "relu", "ACT_LAST": "DR" not in absent, **flat, **constants}
-        return _target(f"backward {name}", _backward, types, absent, {"KEY": key, **options})
-
-    def bias(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("DY", "S", "DZ"), x), "SEED": "*i64", "PARTIAL": "*fp32", "rows": "i32", **numbers}
-        types["columns"] = "i32"
-        options = {"OUTPUT": key == "relu", "BLOCK_ROWS": 16, "BLOCK_COLUMNS": 64, "STEPS": 16, "WIDE": False}
-        return _target(f"backward_bias {name}", _backward_bias, types, absent, {"KEY": key, **options, **constants})
-
-    def second(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("G", "DY", "S", "DDY", "DS"), x), "SEED": "*i64", **numbers}
-        return _target(f"second {name}", _second, types, absent, {"KEY": key, "OUTPUT": False, **flat, **constants})
-
-    yield forward("relu", "relu", ("BIAS", "R", "S", "SEED"), **nothing)
-    yield forward("relu dropout", "relu", ("BIAS", "R", "S"), **drop_16)
-    yield forward("bias gelu dropout residual, keeping a", "gelu", **drop_16)
-    yield forward("residual relu, dropout of 32 bits", "relu", ("BIAS", "S"), ACT_LAST=True, **drop_32)
-    yield forward("relu dropout, channels last", "relu", ("BIAS", "R", "S"), **drop_16, LAST=True)
-    yield forward("relu dropout, over 2³¹ elements", "relu", ("BIAS", "R", "S"), **drop_16, WIDE=True)
-    yield backward("relu", "relu", ("DR", "SEED"), **nothing)
-    yield backward("gelu dropout", "gelu", ("DR",), **drop_16)
-    yield backward("residual relu, dropout of 32 bits", "relu", **drop_32)
-    yield backward("relu dropout, channels last", "relu", ("DR",), **drop_16, LAST=True)
-    yield backward("relu dropout, over 2³¹ elements", "relu", ("DR",), **drop_16, WIDE=True)
-    yield bias("relu", "relu", ("SEED",), **nothing)
-    yield bias("gelu dropout", "gelu", **drop_16)
-    yield bias("relu dropout, over 2³¹ elements", "relu", **drop_16, WIDE=True)
-    yield second("gelu dropout", "gelu", **drop_16)
-    # Inside, every dtype is float32: one is enough to compile each activation.
-    for key in act.KEYS:
-        yield {**forward(key, key, ("BIAS", "R", "S", "SEED"), **nothing), "dtypes": ("bf16",)}
-        yield {**second(key, key, ("SEED",), **nothing), "dtypes": ("bf16",)}
-
-
-def _target(
-    name: str, kernel: Any, types: dict[str, str], absent: tuple[str, ...], constants: dict[str, Any]
-) -> dict[str, Any]:
-    """``absent``: the pointers that are None."""
-    constants = {**constants, **dict.fromkeys(absent)}
-    types = {name: kind for name, kind in types.items() if name not in absent}
-    return {
-        "name": f"elementwise.{name}", "kernel": kernel, "types": types, "constants": constants, "num_warps": 4,
-        "wide_accesses": True,
-    }  # fmt: skip
-
-
-TARGETS = list(_targets())  # what tests/test_compile_targets.py compiles

@@ -4,13 +4,12 @@
 
 All hidden layers have one width H; I, H and O are at most 64 (32 in float32, and in backward on ROCm). A program takes
 whole rows through all layers, the weights come from the L2 cache. Backward writes each program's sums of dW and db,
-which are then added in one order. Nothing here has been measured on a GPU yet.
+which are then added in one order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -21,7 +20,7 @@ from . import activation as act
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
 from .dense import input_precision
-from .elementwise import _pair, _times
+from .epilogue import Epilogue, pair_of
 from .launch import Block, first_block, tuned, warps_of
 
 __all__ = ["backward", "fits", "forward"]
@@ -134,9 +133,7 @@ def _backward(
         da = _product(dz, _tile(LAST, o, h, O, H), PRECISION)
         for back in range(layers):
             layer = layers - 1 - back
-            d = tl.where(
-                inside & (h < H)[None, :], _times(da, act.derivative(s.to(tl.float32), KEY, OUTPUT, a, b), KEY), 0.0
-            )
+            d = tl.where(inside & (h < H)[None, :], act.pull(da, s.to(tl.float32), KEY, OUTPUT, a, b), 0.0)
             _add_bias(OWN_BIAS + layer * H, d, h, H, step)
             dh = cast(d, X.dtype.element_ty)
             if layer > 0:
@@ -155,7 +152,7 @@ def _backward(
 
 ROWS = first_block("mlp").rows
 PROGRAMS = 512
-"""At most so many partial sums in backward. Not measured on a GPU."""
+"""At most so many partial sums in backward."""
 
 
 def _block(*sizes: int, backward: bool, float32: bool, rows: int = ROWS) -> Block:
@@ -174,10 +171,10 @@ def _sizes(I: int, H: int, O: int) -> tuple[int, int, int]:  # noqa: E741
 
 
 def forward(
-    x: Tensor, Ws: Sequence[Tensor], bs: Sequence[Tensor | None],
-    activation: str, parameters: tuple[float, ...], store: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """y (..., O), and z or a of each hidden layer, (..., H), as ``store`` says ("" for none)."""
+    x: Tensor, Ws: Sequence[Tensor], bs: Sequence[Tensor | None], e: Epilogue, keep: bool
+) -> tuple[Tensor, ...]:
+    """y (..., O), and if asked to ``keep`` it z or a of each hidden layer, (..., H), whichever tells f′."""
+    store = ("z" if e.keeps() == "z" else "a") if keep else ""
     shape, layers = x.shape[:-1], len(Ws) - 1
     M, I, H, O = shape.numel(), Ws[0].shape[1], Ws[0].shape[0], Ws[-1].shape[0]  # noqa: E741
     y = x.new_empty((*shape, O))
@@ -189,8 +186,8 @@ def forward(
 
     def run(block: Block) -> None:
         _forward[(triton.cdiv(M, block.rows),)](
-            x, *weights, bias, s, y, M, I, H, O, layers, *_pair(parameters),
-            activation, bias is not None, store, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            x, *weights, bias, s, y, M, I, H, O, layers, *pair_of(e),
+            e.name, bias is not None, store, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
             num_warps=warps_of(_block(*_sizes(I, H, O), backward=False, float32=float32, rows=block.rows)),
         )  # fmt: skip
 
@@ -199,10 +196,10 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, Ws: Sequence[Tensor], s: Sequence[Tensor],
-    activation: str, parameters: tuple[float, ...], output: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
-    """dx, dW and db of each layer, from what forward stored; ``output``: the activations, not the pre-activations."""
+    dy: Tensor, x: Tensor, Ws: Sequence[Tensor], s: Sequence[Tensor], e: Epilogue
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """dx, dW and db of each layer, from what forward kept."""
+    output = e.keeps() != "z"
     layers = len(Ws) - 1
     M, I, H, O = x.shape[:-1].numel(), Ws[0].shape[1], Ws[0].shape[0], Ws[-1].shape[0]  # noqa: E741
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -222,7 +219,7 @@ def backward(
         partial = torch.empty((programs, sum(sizes)), dtype=torch.float32, device=x.device)
         _backward[(programs,)](
             x, *weights, stored, dy, dx, partial, M, I, H, O, layers, steps,
-            sum(sizes), *_pair(parameters), activation, output, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
+            sum(sizes), *pair_of(e), e.name, output, input_precision(x.dtype), block.rows, *_sizes(I, H, O),
             num_warps=warps_of(_block(*_sizes(I, H, O), backward=True, float32=float32, rows=block.rows)),
         )  # fmt: skip
         return partial
@@ -243,27 +240,3 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     ):
         return first
     return torch.stack(tuple(tensors))
-
-
-def _target(kernel: Any, name: str, key: str, size: int, float32: bool = False, **constants: Any) -> dict[str, Any]:
-    pointers = [n for n in kernel.arg_names if (n.isupper() and n not in constants and len(n) > 1) or n in "XSY"]
-    types = {n: "*{dtype}" for n in pointers if n not in ("M", "I", "H", "O")} | {"PARTIAL": "*fp32"}
-    types |= dict.fromkeys(("M", "I", "H", "O", "layers", "steps", "parameters"), "i32") | {"a": "fp32", "b": "fp32"}
-    constants |= {"KEY": key, "PRECISION": "ieee", "BLOCK": ROWS, "SIZE_I": size, "SIZE_H": size, "SIZE_O": size}
-    only = {"chips": ("sm_80", "sm_90", "sm_100")} if kernel is _backward and size > 32 else {}
-    return only | {
-        "name": f"mlp.{name} {key} {size}", "kernel": kernel, "constants": constants, "wide_accesses": False,
-        "types": {n: t for n, t in types.items() if n in kernel.arg_names and n not in constants},
-        "num_warps": _block(size, backward=kernel is _backward, float32=float32).warps,
-        "dtypes": ("fp32",) if float32 else ("bf16", "fp16"),
-    }  # fmt: skip
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles
-    _target(_forward, "forward float32", "relu", 32, True, HAS_BIAS=True, STORE="a"),
-    _target(_backward, "backward float32", "relu", 32, True, OUTPUT=True),
-    *(_target(_forward, "forward", "relu", n, HAS_BIAS=True, STORE="a") for n in (32, 64)),
-    _target(_forward, "forward", "gelu", 64, HAS_BIAS=True, STORE="z"),
-    *(_target(_backward, "backward", "relu", n, OUTPUT=True) for n in (32, 64)),
-    _target(_backward, "backward", "gelu", 64, OUTPUT=False),
-]

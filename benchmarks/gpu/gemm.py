@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bp_torch import triton_kernels as kernels
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.triton_kernels.random import _words
 
 SHAPES = ((65536, 1024, 1024), (65536, 1024, 256), (16384, 4096, 4096))
@@ -111,13 +112,13 @@ def main() -> None:
 
         def in_two() -> Tensor:
             z = torch.nn.functional.linear(x, W, b)
-            return kernels.elementwise.forward(z, None, None, seed, 0.5, "relu", ())
+            return kernels.elementwise.forward(z, None, None, seed, Epilogue("relu", (), 0.5))[0]
 
         plain = milliseconds(lambda: torch.mm(x, W.t(), out=y))
         passes = milliseconds(in_two)
         print(f"{M}x{N}x{K}: cuBLAS {plain:.3f} ms, {rate / plain:.0f} TFLOP/s; with a pass after it {passes:.3f} ms")
         z = torch.nn.functional.linear(x[:256].float(), W.float(), b.float())
-        right = 2 * z.relu() * kernels.random.mask(seed, (M, N), 0.5)[:256]
+        right = 2 * z.relu() * kernels.dropout.mask(seed, (M, N), 0.5)[:256]
         found: dict[str, float] = {}
         for block, tma in product(BLOCKS, (False, True)):
             name = f"{'TMA' if tma else 'pointers'} {block}"

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from bp_torch import triton_kernels as kernels
+from bp_torch.functions.batch_norm import Saved
+from bp_torch.functions.epilogue import Epilogue
 from bp_torch.triton_kernels import batch_norm, launch, softmax, tuning
 from bp_torch.triton_kernels.launch import Block
 
@@ -77,12 +79,12 @@ def copy() -> None:
 def elementwise() -> None:
     x, y, n = random(65536, 1024), random(65536, 1024), 65536 * 1024
     s = torch.tensor([5], device="cuda")
-    ew = kernels.elementwise
-    time("relu dropout", 4 * n, lambda: ew.forward(x, None, None, s, 0.5, "relu", ()))
-    time("residual", 6 * n, lambda: ew.residual_forward(x, y, s, 0.5, "relu", (), False))
-    time("residual backward", 8 * n, lambda: ew.residual_backward(x, y, s, 0.5, "relu", (), True, (DTYPE, DTYPE)))
-    time("bias relu backward", 6 * n, lambda: ew.backward_bias(x, y, None, 0.5, "relu", (), True))
-    time("bias gelu dropout backward", 6 * n, lambda: ew.backward_bias(x, y, s, 0.5, "gelu", (), False))
+    ew, dropped = kernels.elementwise, Epilogue("relu", p=0.5)
+    time("relu dropout", 4 * n, lambda: ew.forward(x, None, None, s, dropped))
+    time("residual", 6 * n, lambda: ew.residual_forward(x, y, s, dropped))
+    time("residual backward", 8 * n, lambda: ew.residual_backward(x, y, s, dropped, (DTYPE, DTYPE)))
+    time("bias relu backward", 6 * n, lambda: ew.backward_bias(x, y, None, dropped))
+    time("bias gelu dropout backward", 6 * n, lambda: ew.backward_bias(x, y, s, Epilogue("gelu", p=0.5)))
 
 
 def norms() -> None:
@@ -101,12 +103,12 @@ def norms() -> None:
                 needed: tuple[Any, ...] = ((True, True, True, False), (DTYPE, DTYPE, DTYPE, None))
                 time(
                     f"batch norm {name}", 6 * n,
-                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, "relu", ()),
+                    lambda: kernels.batch_norm.forward(x, g, b, None, 1e-5, Epilogue("relu")),
                 )  # fmt: skip
                 time(
                     f"batch norm backward {name}", 10 * n,
                     lambda: kernels.batch_norm.backward(
-                        dy, None, None, x, g, b, None, mean, var, None, 1e-5, "relu", (), True, *needed
+                        dy, None, None, Saved(x, g, b, None, mean, var, None, None), 1e-5, Epilogue("relu"), *needed
                     ),
                 )  # fmt: skip
 

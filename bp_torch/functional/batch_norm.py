@@ -8,19 +8,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
+from .._torch import assert_later
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
 from ..functions.dropout import draw_mask
-from ..functions.function import call, is_exported, is_ordinary
+from ..functions.epilogue import Epilogue
+from ..functions.function import call
 from ..functions.sync_batch_norm import SyncStatisticsFunction
+from ..mode import is_exported, is_ordinary
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_bool, check_probability, check_tensor, hand_over
+from ._common import check_bool, check_tensor, epilogue_of, overridable
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
 
+@overridable(F.batch_norm)
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -48,16 +51,38 @@ def batch_norm(
         ValueError: one value a channel in training, eps out of range, or one running statistic without the other.
         RuntimeError: sizes, dtypes or devices that do not fit, or no running statistics in evaluation.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return hand_over(
-            batch_norm, F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
     return _batch_norm(
-        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, "identity", (),
-        0.0, None,
+        "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, Epilogue(),
+        None,
     )  # fmt: skip
 
 
+def _in_parts(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    generator: torch.Generator | None,
+    dropout_training: bool | None,
+) -> Tensor:
+    """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = y if residual is None else y + residual
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    drops = training if dropout_training is None else dropout_training
+    return y if p == 0 else dropouts.dropout(y, p, drops, generator=generator)
+
+
+@overridable(_in_parts)
 def batch_norm_act(
     input: Tensor,
     running_mean: Tensor | None,
@@ -89,18 +114,11 @@ def batch_norm_act(
     The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter and a p outside
     [0, 1] are ValueErrors.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
-        return hand_over(
-            batch_norm_act, _in_parts, input, running_mean, running_var, weight, bias, residual, training, momentum,
-            eps, activation=activation, activation_parameters=activation_parameters, p=p, generator=generator,
-            dropout_training=dropout_training,
-        )  # fmt: skip
-    name, parameters = activation_arguments("batch_norm_act", activation, activation_parameters)
-    check_probability("batch_norm_act", p)
+    e = epilogue_of("batch_norm_act", activation, activation_parameters, p)
     drops = training if dropout_training is None else dropout_training
     return _batch_norm(
-        "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps, name,
-        parameters, p if drops else 0.0, generator,
+        "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps,
+        e if drops else e.without_dropout, generator,
     )  # fmt: skip
 
 
@@ -126,46 +144,20 @@ def sync_batch_norm(
     gradients are those of the sum of all ranks' losses. One value a channel over all ranks is a ValueError, and in a
     compiled graph a RuntimeError.
     """
-    name, parameters = activation_arguments("sync_batch_norm", activation, activation_parameters)
-    check_probability("sync_batch_norm", p)
+    e = epilogue_of("sync_batch_norm", activation, activation_parameters, p)
     x, gamma, beta = _check("sync_batch_norm", input, running_mean, running_var, weight, bias, residual, True, eps)
     mean, var, count = call(SyncStatisticsFunction, x, process_group)
     message = "sync_batch_norm(): 'input': expected more than 1 value per channel over all ranks, got 1"
     n: int | Tensor = count
     if torch.compiler.is_compiling():
-        torch._assert_async(count != 1, message)  # a graph has no numbers to look at
+        assert_later(count != 1, message)  # a graph has no numbers to look at
     else:
         n = int(count)
         if n == 1:
             raise ValueError(message)
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
-    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, p, eps, name, parameters)
-
-
-def _in_parts(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
-    activation_parameters: Mapping[str, float] | None,
-    p: float,
-    generator: torch.Generator | None,
-    dropout_training: bool | None,
-) -> Tensor:
-    """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    y = y if residual is None else y + residual
-    if activation is not None:
-        y = activations.activation(y, activation, activation_parameters)
-    drops = training if dropout_training is None else dropout_training
-    return dropouts.dropout(y, p, drops, generator=generator)
+    return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, eps, e)
 
 
 def _batch_norm(
@@ -179,9 +171,7 @@ def _batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    activation: str,
-    parameters: tuple[float, ...],
-    p: float,
+    e: Epilogue,
     generator: torch.Generator | None,
 ) -> Tensor:
     if function == "batch_norm" and _is_nothing(input, running_mean, training):
@@ -194,8 +184,8 @@ def _batch_norm(
         # One node, which others know and fold into the layer before it.
         y = F.batch_norm(x, running_mean, running_var, gamma, beta, training, momentum, eps)
         y = y if residual is None else y + residual
-        y = y if activation == "identity" else activations._call(activation, y, *parameters)
-        return y if p == 0 else dropouts.dropout(y, p, True, generator=generator)
+        y = y if e.name == "identity" else activations._call(e.name, y, *e.parameters)
+        return y if e.p == 0 else dropouts.dropout(y, e.p, True, generator=generator)
     if training:
         n = x.shape[0] * x.shape[2:].numel()
         if n == 1:
@@ -203,8 +193,8 @@ def _batch_norm(
                 f"{function}(): 'input': expected more than 1 value per channel when training, "
                 f"got input size {tuple(x.shape)}"
             )
-        mask = draw_mask(x, p, generator) if p > 0 else None
-        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, p, eps, activation, parameters)
+        mask = draw_mask(x, e.p, generator) if e.p > 0 else None
+        y, mean, var = call(BatchNormFunction, x, gamma, beta, residual, mask, eps, e)
         _update(running_mean, running_var, mean, var, n, momentum)
         return y
     assert running_mean is not None
@@ -212,9 +202,18 @@ def _batch_norm(
     if torch.is_grad_enabled():
         # A training step between this forward and its backward moves the buffers; the backward must not see that.
         running_mean, running_var = running_mean.clone(), running_var.clone()
-    mask = draw_mask(x, p, generator) if p > 0 else None
+    mask = draw_mask(x, e.p, generator) if e.p > 0 else None
     return call(
-        NormalizeFunction, x, gamma, beta, residual, running_mean, running_var, mask, p, eps, activation, parameters
+        NormalizeFunction,
+        x,
+        gamma,
+        beta,
+        residual,
+        running_mean,
+        running_var,
+        mask,
+        eps,
+        e,
     )
 
 

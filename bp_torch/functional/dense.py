@@ -8,19 +8,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
-from torch.overrides import has_torch_function_variadic
+from torch.compiler import is_compiling
 
+from .._torch import is_autocast_enabled
 from ..functions.dense import DenseFunction, LinearFunction
 from ..functions.dropout import draw_mask
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import activation_arguments, check_probability, check_same, check_tensor, hand_over, lower_precision
+from ._common import USUAL, check_same, check_tensor, epilogue_of, lower_precision, overridable
 
 __all__ = ["dense", "linear"]
 
 
+@overridable(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b, as :func:`torch.nn.functional.linear`.
 
@@ -34,9 +35,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Complex numbers and nested tensors have torch's own operator, here and in :func:`dense`.
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return hand_over(linear, F.linear, input, weight, bias)
-    x, W, b = lower_precision(input, weight, bias) if _is_any_autocast_enabled() else (input, weight, bias)
+    x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not _fits(x, W, b):
         check_tensor("linear", input=input, weight=weight, bias=bias)
         if x.is_nested:
@@ -51,6 +50,26 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return call(LinearFunction, x, W, b)
 
 
+def _in_parts(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    training: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """:func:`dense` as torch's linear and what follows it, one by one."""
+    y = F.linear(input, weight, bias)
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    y = dropouts.dropout(y, p, training, generator=generator)
+    return y if residual is None else y + residual
+
+
+@overridable(_in_parts)
 def dense(
     input: Tensor,
     weight: Tensor,
@@ -80,14 +99,12 @@ def dense(
         RuntimeError: shapes that do not fit, or different dtypes or devices.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
-    if has_torch_function_variadic(input, weight, bias, residual):
-        return hand_over(
-            dense, _in_parts, input, weight, bias, residual, activation=activation,
-            activation_parameters=activation_parameters, p=p, training=training, generator=generator,
-        )  # fmt: skip
-    name, parameters = activation_arguments("dense", activation, activation_parameters)
-    check_probability("dense", p)
-    x, W, b = lower_precision(input, weight, bias)
+    e = None
+    if not activation_parameters and (activation is None or type(activation) is str) and not is_compiling():
+        e = USUAL.get((activation, p))
+    if e is None:
+        e = epilogue_of("dense", activation, activation_parameters, p)
+    x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not (_fits(x, W, b) and (residual is None or isinstance(residual, Tensor))):
         check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
         if x.is_nested:
@@ -98,28 +115,13 @@ def dense(
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
     if x.is_complex():
         return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
-    mask = draw_mask(x, p, generator, shape) if training and p > 0 else None
-    output = call(DenseFunction, x, W, b, residual, mask, p if training else 0.0, name, parameters)
+    mask = None
+    if p > 0 and training:
+        mask = draw_mask(x, p, generator, shape)
+    elif p > 0:
+        e = e.without_dropout
+    output = call(DenseFunction, x, W, b, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output
-
-
-def _in_parts(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    activation_parameters: Mapping[str, float] | None,
-    p: float,
-    training: bool,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """:func:`dense` as torch's linear and what follows it, one by one."""
-    y = F.linear(input, weight, bias)
-    if activation is not None:
-        y = activations.activation(y, activation, activation_parameters)
-    y = dropouts.dropout(y, p, training, generator=generator)
-    return y if residual is None else y + residual
 
 
 def _fits(x: Any, W: Any, b: Any) -> bool:

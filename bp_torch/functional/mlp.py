@@ -9,7 +9,7 @@ from torch.overrides import has_torch_function
 
 from ..functions.function import call
 from ..functions.mlp import MLPFunction
-from ._common import activation_arguments, check_same, check_tensor, hand_over, lower_precision
+from ._common import check_same, check_tensor, epilogue_of, hand_over, lower_precision
 from .dense import dense
 
 __all__ = ["mlp"]
@@ -53,7 +53,7 @@ def mlp(
     check_tensor("mlp", input=input)
     if input.is_nested:
         return _in_parts(input, Ws, bs, activation=activation, activation_parameters=activation_parameters)
-    name, parameters = activation_arguments("mlp", activation, activation_parameters)
+    e = epilogue_of("mlp", activation, activation_parameters)
     layers: list[Tensor | None] = []
     (x,) = lower_precision(input)
     width, of = (x.shape[-1] if x.dim() else -1), "'input'"
@@ -70,7 +70,7 @@ def mlp(
             raise RuntimeError(f"mlp(): '{names[1]}': expected shape ({W.shape[0]},), got {tuple(b.shape)}")
         layers += [W, b]
         width, of = W.shape[0], f"'{names[0]}'"
-    output: tuple[Tensor, ...] = call(MLPFunction, x, name, parameters, recompute, *layers)
+    output: tuple[Tensor, ...] = call(MLPFunction, x, e, recompute, *layers)
     return output[0]
 
 

@@ -15,7 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .function import is_ordinary
+from .._torch import unsafe_view
+from .activation import ActivationFunction
+from .aten import batch_norm as aten_batch_norm
+from .batch_norm import NormalizeFunction, normalize, result_dtype
+from .dense import DenseFunction, LinearFunction
+from .dropout import drop
+from .epilogue import Epilogue
+from .function import BATCH_INVARIANT
+from .mlp import MLPFunction, kept_of, layer_by_layer
+from .residual import ResidualFunction
+from .softmax import LogSoftmaxFunction, SoftmaxFunction
 
 __all__ = ["elementwise", "linear"]
 
@@ -30,11 +40,7 @@ def linear(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """x Wᵀ + b in calls of a fixed number of rows, the last one filled up with zeros.
 
     Shapes and dtypes of :func:`torch.nn.functional.linear`, x with at least one dimension.
-
-    Raises:
-        RuntimeError: a transform or a compiler is at work, which choose the products themselves.
     """
-    _require_eager(x, W, b)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if rows.shape[0] == 0 or W.numel() == 0:
         return F.linear(x, W, b)  # no sums
@@ -73,12 +79,7 @@ def block_of(outputs: int, inputs: int, dtype: torch.dtype, device: torch.device
 
 
 def elementwise(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) for an elementwise f, in whole vectors; on other devices than the CPU f(x) itself.
-
-    Raises:
-        RuntimeError: a transform or a compiler is at work.
-    """
-    _require_eager(x)
+    """f(x) for an elementwise f, in whole vectors; on other devices than the CPU f(x) itself."""
     if x.device.type != "cpu":
         return f(x)
     flat = x.reshape(x.numel())
@@ -90,13 +91,75 @@ def elementwise(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
     """A reshaped y that is no view: forward mode refuses a Function whose output is one."""
-    shaped: Tensor = torch.ops.aten._unsafe_view.default(y, shape)
+    shaped: Tensor = unsafe_view(y, shape)
     return shaped
 
 
-def _require_eager(*tensors: Tensor | None) -> None:
-    if not is_ordinary(*tensors):
-        raise RuntimeError(
-            "batch_invariant(): expected ordinary tensors in eager mode, got a transform, a compiler or a tensor "
-            "subclass, which choose the order of sums themselves"
-        )
+def _follow(e: Epilogue, z: Tensor, m: Tensor | None, r: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As :meth:`Epilogue.forward`."""
+    a, kept = _activate(z, e), e.keeps(m, r)
+    return drop(a, m, e.p, r), z if kept == "z" else a if kept == "a" else None
+
+
+def _activate(z: Tensor, e: Epilogue) -> Tensor:
+    return z if e.name == "identity" else elementwise(e.activate, z)
+
+
+def _dense(
+    x: Tensor, W: Tensor, b: Tensor | None, r: Tensor | None, m: Tensor | None, e: Epilogue
+) -> Tensor | tuple[Tensor, Tensor]:
+    y, s = _follow(e, linear(x, W, b), m, r)
+    return y if s is None else (y, s)
+
+
+def _mlp(x: Tensor, e: Epilogue, recompute: bool, *layers: Tensor | None) -> tuple[Tensor, ...]:
+    return kept_of(layer_by_layer(_dense, x, e, layers), recompute)
+
+
+def _activation(x: Tensor, e: Epilogue) -> Tensor:
+    return e.row.f(x) if e.name == "identity" else _activate(x, e)
+
+
+def _residual(h: Tensor, r: Tensor, m: Tensor | None, e: Epilogue) -> Tensor | tuple[Tensor, Tensor]:
+    z = drop(h, m, e.p, r)
+    y = _activate(z, e)
+    return (y, z) if e.keeps() == "z" else y
+
+
+def _normalize(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    r: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    m: Tensor | None,
+    eps: float,
+    e: Epilogue,
+) -> Tensor:
+    by = aten_batch_norm.normalize if aten_batch_norm.is_fused(x) else normalize
+    return _follow(e, by(x, gamma, beta, r, mean, var, eps), m, None)[0].to(result_dtype(x, r))
+
+
+def _row_by_row(f: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """f along the last dimension, where ATen's CPU loops compute each row by itself. Along another they divide what
+    lies beside it among threads, and compute the last few numbers of a part by other code than the rest.
+    """
+
+    def forward(x: Tensor, dim: int) -> Tensor:
+        if x.dim() == 0 or dim in (-1, x.dim() - 1):
+            return f(x, dim)
+        y = torch.empty_like(x)
+        return y.copy_(f(x.movedim(dim, -1).contiguous(), -1).movedim(-1, dim))
+
+    return forward
+
+
+LinearFunction.faster(BATCH_INVARIANT, forward=linear)
+DenseFunction.faster(BATCH_INVARIANT, forward=_dense)
+MLPFunction.faster(BATCH_INVARIANT, forward=_mlp)
+ActivationFunction.faster(BATCH_INVARIANT, forward=_activation)
+ResidualFunction.faster(BATCH_INVARIANT, forward=_residual)
+NormalizeFunction.faster(BATCH_INVARIANT, forward=_normalize)
+SoftmaxFunction.faster(BATCH_INVARIANT, forward=_row_by_row(torch.softmax))
+LogSoftmaxFunction.faster(BATCH_INVARIANT, forward=_row_by_row(torch.log_softmax))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .function import wide
+from ..mode import wide
 
 __all__ = ["channel", "count_of", "dims_of", "statistics_of"]
 

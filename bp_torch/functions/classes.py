@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .function import wide
+from .._torch import are_transforms_active
+from ..mode import wide
 
 __all__ = ["check_classes", "check_range", "class_dim", "counted", "one_hot", "weight_of"]
 
 
-def class_dim(x: Tensor) -> int:
+def class_dim(shape: torch.Size) -> int:
     """Which dimension counts classes: (C) or (N, C, ...)."""
-    return 0 if x.dim() == 1 else 1
+    return 0 if len(shape) == 1 else 1
 
 
 def one_hot(x_shape: torch.Size, c: int, index: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def counted(t: Tensor, ignore_index: int, c: int) -> tuple[Tensor, Tensor]:
 
 def check_range(index: Tensor, K: int) -> None:
     """IndexError for a class outside [0, K), as torch on the CPU; elsewhere looking would wait for the device."""
-    eager = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    eager = not torch.compiler.is_compiling() and not are_transforms_active()
     if eager and type(index) is Tensor and index.device.type == "cpu" and index.numel() > 0:
         low, high = index.aminmax()
         if low < 0 or high >= K:

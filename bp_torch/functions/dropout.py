@@ -24,15 +24,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _is_tracing
 
-from ..backends import kernels, mask_of, plain_kernels
-from .function import PLAIN, Function, is_plain
+from .. import settings
+from .._torch import are_transforms_active, is_tracing
+from ..backends import kernels, mask_of
+from ..mode import PLAIN
+from .function import Function
 
-__all__ = ["AlphaDropoutFunction", "DropoutFunction", "draw_mask", "drop", "dropout_scale", "may_draw"]
-
-ZEROS = {t: torch.zeros((), dtype=t, device="cpu") for t in (torch.float32, torch.float64, torch.bfloat16)}
-"""To add to, made once: a call of ``new_zeros`` takes as long as a pass over a small tensor."""
+__all__ = [
+    "AlphaDropoutFunction",
+    "DropoutFunction",
+    "affine",
+    "draw_mask",
+    "drop",
+    "dropout_scale",
+    "is_seed",
+    "masked",
+    "may_draw",
+]
 
 
 def draw_mask(
@@ -52,13 +61,13 @@ def draw_mask(
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    triton = None if broadcasts else kernels(x)
+    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
     if triton is not None:
-        return triton.random.new_seed(x.device, generator)
-    if type(x) not in PLAIN or torch.compiler.is_compiling() or _is_tracing():
+        return triton.dropout.new_seed(x.device, generator)
+    if type(x) not in PLAIN or torch.compiler.is_compiling() or is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
-    if x.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+    if x.device.type != "cpu" or are_transforms_active():
         return torch.rand(size, generator=generator, device=x.device) >= p  # vmap's ``randomness`` governs it
     # Several times faster than bernoulli_ or rand: each 64-bit draw serves two or four elements.
     count = math.prod(size)
@@ -87,14 +96,15 @@ def dropout_scale(p: float) -> float:
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
     """m ⊙ x / (1 - p), plus ``add`` if given; without a mask m is 1. p = 1 gives zeros."""
     if mask is None:
-        x = x if p == 0 else x * dropout_scale(p)
-        return x if add is None else add + x
-    if is_seed(mask):
-        triton = plain_kernels(x, add)
-        if triton is not None:
-            return triton.elementwise.forward(x, None, add, mask, p, "identity", ())
-        mask = mask_of(mask, x.shape, p)
-    return _scale(x, mask, dropout_scale(p), add)
+        y = x if p == 0 else x * dropout_scale(p)
+    else:
+        y = masked(x, mask_of(mask, x.shape, p) if is_seed(mask) else mask, dropout_scale(p))
+    return y if add is None else add + y
+
+
+def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """scale · m ⊙ x; a mask that broadcasts is scaled first, because it is small."""
+    return x * mask * scale if mask.shape == x.shape else x * (mask.to(x.dtype) * scale)
 
 
 def is_seed(mask: Tensor) -> bool:
@@ -105,22 +115,6 @@ def is_seed(mask: Tensor) -> bool:
 def may_draw(mask: Tensor | None) -> bool:
     """Whether a kernel has what it takes: no mask, or the seed of one."""
     return mask is None or is_seed(mask)
-
-
-def _scale(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:
-    """scale · m ⊙ x, plus ``add`` if given."""
-    if mask.shape != x.shape:
-        y = x * (mask.to(x.dtype) * scale)
-    elif x.device.type == "cpu" and mask.stride() == x.stride() and is_plain(x, mask, add):
-        # Two passes and one new tensor. ATen converts bytes faster than booleans.
-        m = mask.view(torch.uint8).to(x.dtype)
-        if add is not None and add.dtype == x.dtype:
-            return torch.addcmul(add, x, m, value=scale, out=m)
-        zero = ZEROS[x.dtype] if x.dtype in ZEROS else x.new_zeros(())
-        y = torch.addcmul(zero, x, m, value=scale, out=m)
-    else:
-        y = x * mask * scale
-    return y if add is None else add + y
 
 
 class DropoutFunction(Function):
@@ -153,7 +147,7 @@ class DropoutFunction(Function):
         return drop(dx, mask, ctx.p)
 
 
-def _affine(p: float) -> tuple[float, float, float]:
+def affine(p: float) -> tuple[float, float, float]:
     """a, b and α′ of alpha dropout; p = 1 gives a = b = 0."""
     alpha = -1.7580993408473766  # -λα of SELU; here, because Dynamo takes a module's floats for inputs
     # A power: where p is symbolic, as with dynamic shapes, a square root would make it a number.
@@ -169,10 +163,9 @@ class AlphaDropoutFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
-        a, b, alpha = _affine(p)
+        a, b, alpha = affine(p)
         # In the mask's shape, which is small for whole channels.
-        shift = (~mask).to(x.dtype) * (a * alpha) + b
-        return _scale(x, mask, a, shift)
+        return (~mask).to(x.dtype) * (a * alpha) + b + masked(x, mask, a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -186,9 +179,9 @@ class AlphaDropoutFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
-        return _scale(dy, mask, _affine(ctx.p)[0]), None, None
+        return masked(dy, mask, affine(ctx.p)[0]), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, dx: Tensor, *_: None) -> Tensor:
         (mask,) = ctx.saved_tensors
-        return _scale(dx, mask, _affine(ctx.p)[0])
+        return masked(dx, mask, affine(ctx.p)[0])

@@ -1,4 +1,4 @@
-"""What all Functions share: how they are called, and how they reach transforms.
+"""What all Functions share: how they are called, how they reach transforms, and the faster ways beside their formulas.
 
 A Function of this package is a ``torch.autograd.Function`` with static ``forward``, ``setup_context`` and ``backward``.
 Three rules make it differentiable any number of times, in either mode, and under every transform:
@@ -7,28 +7,71 @@ Three rules make it differentiable any number of times, in either mode, and unde
    ``forward`` beside ``y`` and is differentiable like ``y``; ``backward`` receives its gradient and adds it where it
    belongs. A saved output is attached to the graph, so a backward under ``create_graph=True`` is right by construction:
    what is not saved is computed again from inputs, by differentiable operations, and nothing is a hidden constant.
-2. ``backward`` and ``jvp_rule`` are made of differentiable operations. Where one ATen kernel does the work of several
-   passes it may serve instead, but only while no graph is recorded (``not torch.is_grad_enabled()``).
+2. ``backward`` and ``jvp_rule`` are made of differentiable operations.
 3. Random numbers and integer tables (a dropout mask, a target) are inputs, drawn before the call.
+
+These are the formula. Where no derivative of it is asked for, a :class:`Way` may give the same by fewer passes over
+memory: see :meth:`Function.faster`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled, _is_tracing
-from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
-from . import settings
+from .. import settings
+from .._torch import (
+    are_transforms_active,
+    constant_while_compiling,
+    entry_point,
+    forward_level,
+    is_autocast_enabled,
+    is_legacy_batchedtensor,
+    is_tracing,
+    not_compiled,
+    transforms,
+    unwrap_if_dead,
+)
+from ..mode import PLAIN, is_plain
 
-__all__ = ["NARROW", "PLAIN", "Function", "call", "is_exported", "is_ordinary", "is_plain", "no_view", "wide"]
+__all__ = ["ATEN", "BATCH_INVARIANT", "TRITON", "Function", "Way", "call"]
 
-PLAIN = frozenset((Tensor, torch.nn.Parameter))
-NARROW = (torch.bfloat16, torch.float16)
+TRITON, BATCH_INVARIANT, ATEN = KINDS = ("triton", "batch-invariant", "aten")
+"""The kinds of faster ways, in the order in which they are asked."""
+PLAINLY, BACKWARD_PLAINLY, BY_FORMULA, FORWARD_MODE = "plainly", "backward plainly", "by formula", "forward mode"
+"""How a call runs: by faster ways; in backward alone, since tangents may be about; by the formula; with tangents."""
+CONSTANTS: set[type] = {type(None), int, float, bool, str, tuple, torch.dtype}
+"""Types of arguments that hold no tensor."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Another way to what a Function's formula gives. Each part returns NotImplemented where it does not serve.
+
+    It is asked where all tensors are ordinary ones and no transform, no compiler and no forward-mode derivative is at
+    work; ``backward`` only where no graph is recorded of it. So it may use operators that have no derivative, and may
+    write into tensors that it made.
+    """
+
+    kind: str
+    forward: Callable[..., Any] | None = None
+    """Arguments and results of the Function's ``forward``."""
+    forward_and_save: Callable[..., Any] | None = None
+    """``forward`` and ``setup_context`` in one: where microseconds count, or where what is kept is no output."""
+    backward: Callable[..., Any] | None = None
+    """Arguments and results of the Function's ``backward``."""
+
+    def serves(self, cpu: bool, backend: str, batch_invariant: bool) -> bool:
+        """Whether it is to be asked for tensors on the CPU, or on another device, under these settings."""
+        if self.kind == TRITON:
+            return backend == "triton" or (backend == "auto" and not cpu)
+        return batch_invariant or self.kind == ATEN
 
 
 class Function(torch.autograd.Function):
@@ -39,44 +82,40 @@ class Function(torch.autograd.Function):
 
     Only a subclass made beside it, ``with_jvp``, has ``jvp_rule`` as ``jvp``, and saves for it: what is saved for
     forward mode outlives a call that an exception ends, such as the recomputation of a checkpoint.
-
-    Where microseconds count, a subclass may define ``forward_and_save(ctx, *args)`` as well: ``forward`` and
-    ``setup_context`` in one, for reverse mode alone. It returns what ``forward`` does, or the first of several outputs
-    alone, and may keep what is no output, for a backward that is not itself recorded.
     """
 
     generate_vmap_rule = True
     with_jvp: ClassVar[type[Function]]
-    kept: ClassVar[type[Function] | None] = None
-    """What :func:`settings.keeping` made of it."""
-    apply_in_forward: ClassVar[Callable[..., Any]]
-    """The C++ entry point that ``with_jvp.apply`` calls last, for both modes."""
-    apply_in_reverse: ClassVar[Callable[..., Any]]
-    """The same where there is no forward mode: ``forward_and_save``'s, if there is one."""
+    ways: ClassVar[list[Way]]
+    classes: ClassVar[dict[Any, type[Function]]]
+    """What :func:`_made` made of it."""
+    entries: ClassVar[dict[Any, Callable[..., Any]]]
+    """Their entry points."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "jvp_rule" in cls.__dict__:
             _FUNCTIONS.append(cls)
-            members = {
-                "jvp": staticmethod(cls.__dict__["jvp_rule"].__func__),
-                "setup_context": staticmethod(cls._setup_context_and_jvp),
-                "apply": torch.autograd.Function.__dict__["apply"],
-                "__module__": cls.__module__,
-            }
-            cls.with_jvp = type(cls.__name__, (cls,), members)
-            cls.apply_in_forward = _entry_point(cls.with_jvp)
-            cls.apply_in_reverse = _entry_point(cls)
-        if "forward_and_save" in cls.__dict__:
-            members = {"forward": cls.__dict__["forward_and_save"], "__module__": cls.__module__}
-            members["setup_context"] = staticmethod(torch.autograd.Function.setup_context)  # as not overridden
-            in_reverse = type(cls.__name__, (cls,), members)
-            cls.apply_in_reverse = _entry_point(in_reverse)
+            cls.ways, cls.classes, cls.entries = [], {}, {}
+            cls.with_jvp = _derived(
+                cls,
+                jvp=cls.__dict__["jvp_rule"].__func__,
+                setup_context=cls._setup_context_and_jvp,
+                apply=torch.autograd.Function.__dict__["apply"],
+            )
+
+    @classmethod
+    def faster(cls, kind: str, **parts: Callable[..., Any]) -> None:
+        """Register a :class:`Way` to this Function, after those of its kind that it has."""
+        cls.ways.append(Way(kind, **parts))
+        cls.ways.sort(key=lambda way: KINDS.index(way.kind))
+        cls.classes.clear()
+        cls.entries.clear()
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """:func:`call`, without a look at what is compiling: what compilers put into their graphs as it is."""
-        if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
+        if is_tracing() or is_autocast_enabled() or are_transforms_active():
             return _call_specially(cls, args)
         return _call_plainly(cls, args)
 
@@ -93,77 +132,69 @@ class Function(torch.autograd.Function):
 _FUNCTIONS: list[type[Function]] = []
 
 
-settings.run_as_it_is(Function.__init_subclass__)
-
-
-def _entry_point(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """The C++ function that ``function.apply`` calls last."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]  # torch's stub of the base lacks it
-
-
-def is_ordinary(*tensors: Tensor | None) -> bool:
-    """Whether no transform or compiler is at work, and all are ordinary tensors."""
-    if torch.compiler.is_compiling() or _is_tracing() or _are_functorch_transforms_active():
-        return False
-    for t in tensors:  # noqa: SIM110 - this runs at every call, and all(...) takes twice as long
-        if t is not None and (type(t) not in PLAIN or is_legacy_batchedtensor(t)):
-            return False
-    return True
-
-
-def is_exported() -> bool:
-    """Whether a graph of operators is recorded for others to read, by torch.export or torch.jit.trace."""
-    return torch.compiler.is_exporting() if torch.compiler.is_compiling() else _is_tracing()
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether besides no derivative is being taken: no graph is recorded, and no tangents may be there.
-
-    Only then may a fast path write in place into a tensor that it made itself, or call a kernel that has no derivative.
-    """
-    # Forward over reverse: tangents reach a backward that records no graph.
-    return not torch.is_grad_enabled() and is_ordinary(*tensors) and forward_ad._current_level < 0
-
-
 def call(function: type[Function], *args: Any) -> Any:
     """Call ``function`` on positional ``args``: as ``function.apply(*args)`` of torch, with forward mode, for
-    compilers, and with less overhead.
+    compilers, by the first :class:`Way` that serves, and with less overhead.
 
     torch's ``apply`` binds the Python signature at each call, about 25 microseconds. That is only needed for defaults
     and keywords, which no call here has; so the C++ entry point is called instead, unless a transform is active.
     Autocast is off inside: the caller has cast what must be cast.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # An exported graph holds operators, and no Function.
         return function.forward(*args) if torch.compiler.is_exporting() else _call_compiled(function, args)
-    if settings.were_set:
-        function = settings.keeping(function)
-    if _is_tracing() or _is_any_autocast_enabled() or _are_functorch_transforms_active():
+    if is_tracing() or is_autocast_enabled() or are_transforms_active():
         return _call_specially(function, args)
-    # What escaped from a transform that has ended is a wrapper, through which no gradient would flow.
-    given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
-    return (function.apply_in_reverse if forward_ad._current_level < 0 else _entry(function, given))(*given)
+    return _call_plainly(function, args)
 
 
-def _entry(function: type[Function], args: list[Any]) -> Callable[..., Any]:
-    """Forward mode's where there is a tangent, or gradcheck's vmap, through which none is seen."""
+def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
+    """The end of :func:`call`, where neither transform nor compiler is at work."""
+    first, plain, given = None, True, []
     for arg in args:
-        if isinstance(arg, Tensor) and (
-            is_legacy_batchedtensor(arg) or forward_ad.unpack_dual(arg).tangent is not None
-        ):
-            return function.apply_in_forward
-    return function.apply_in_reverse
+        kind = type(arg)
+        if kind in PLAIN:
+            arg = unwrap_if_dead(arg)  # what escaped from a transform that has ended: no gradient would flow through it
+            plain = plain and not is_legacy_batchedtensor(arg)
+            first = arg if first is None else first
+        elif kind not in CONSTANTS and isinstance(arg, Tensor):
+            plain = False
+        given.append(arg)
+    if plain and not settings.were_set and forward_level() < 0:
+        key: Any = first.is_cpu  # type: ignore[union-attr]  # each Function has a tensor among its arguments
+    else:
+        key = _mode_of(function, given, plain), first is None or first.is_cpu, settings.current()[:2]
+    entry = function.entries.get(key)
+    if entry is None:
+        mode, cpu, values = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
+        entry = function.entries[key] = entry_point(_made(function, mode, cpu, values))
+    return entry(*given)
+
+
+def _mode_of(function: type[Function], args: list[Any], plain: bool) -> str:
+    if forward_level() >= 0 and any(_has_tangent(arg) for arg in args):
+        return FORWARD_MODE
+    if not plain:
+        _refuse_batch_invariance(function)
+        return BY_FORMULA
+    return PLAINLY if forward_level() < 0 else BACKWARD_PLAINLY
+
+
+def _has_tangent(arg: Any) -> bool:
+    """Whether forward mode differentiates by it; in gradcheck's vmap no tangent is seen, and each may have one."""
+    return isinstance(arg, Tensor) and (is_legacy_batchedtensor(arg) or forward_ad.unpack_dual(arg).tangent is not None)
 
 
 def _call_compiled(function: type[Function], args: tuple[Any, ...]) -> Any:
     from ..backends import is_batch_invariant
 
     if is_batch_invariant():  # asked where a compiler sees it, so that another setting is compiled anew
-        return function.forward(*args)  # refuses, or is not covered
+        _refuse_batch_invariance(function)
     _keep_whole()
     return function.apply(*args)
 
 
+@constant_while_compiling
 def _keep_whole() -> None:
     """Have Dynamo put a Function into its graph as one call, in place of its own trace of forward and backward.
 
@@ -175,19 +206,26 @@ def _keep_whole() -> None:
         torch.compiler.allow_in_graph(function)
 
 
-# What torch.compiler.assume_constant_result sets: Dynamo calls it while it traces. Said here, because to import Dynamo
-# takes as long as to import torch.
-_keep_whole._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
+    if is_tracing():
+        return function.forward(*args)  # TorchScript can save operators, and no Function
+    if is_autocast_enabled():
+        with torch.autocast(_device_type(args), enabled=False):
+            return _transform(function, args)
+    return _transform(function, args)
 
 
-def wide(t: Tensor) -> Tensor:
-    """16-bit tensors in float32, in which the formulas are evaluated."""
-    return t.float() if t.dtype in NARROW else t
-
-
-def no_view(t: Tensor) -> Tensor:
-    """t, as the only tensor of what it is a view of: autograd refuses to change a view that a Function returned."""
-    return torch.ops.aten._unsafe_view.default(t, t.shape)
+def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
+    if not are_transforms_active():
+        return _call_plainly(function, args)
+    _refuse_batch_invariance(function)
+    # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
+    # for every custom Function, and functionalize takes none. The operators of ``forward`` have their own rules.
+    pushed, functionalized = transforms()
+    if pushed > 1 or functionalized:
+        return function.forward(*args)
+    made = _made(function, FORWARD_MODE, True, settings.current()[:2])
+    return made.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
 
 
 class _Leaf(tuple):
@@ -196,31 +234,97 @@ class _Leaf(tuple):
     """
 
 
-def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
-    """The end of :func:`call`, which has no time to call it."""
-    given = [unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args]
-    return (function.apply_in_reverse if forward_ad._current_level < 0 else _entry(function, given))(*given)
-
-
-def _call_specially(function: type[Function], args: tuple[Any, ...]) -> Any:
-    if _is_tracing():
-        return function.forward(*args)  # TorchScript can save operators, and no Python function
-    if _is_any_autocast_enabled():
-        with torch.autocast(_device_type(args), enabled=False):
-            return _transform(function, args)
-    return _transform(function, args)
-
-
-def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
-    if not _are_functorch_transforms_active():
-        return _call_plainly(function, args)
-    # torch switches forward mode off inside a Function's jvp at all levels, so that jvp of jvp silently drops terms
-    # for every custom Function, and functionalize takes none. The operators of ``forward`` have their own rules.
-    levels = [level.key() for level in get_interpreter_stack() or ()]
-    if levels.count(TransformType.Jvp) > 1 or TransformType.Functionalize in levels:
-        return function.forward(*args)
-    return function.with_jvp.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
-
-
 def _device_type(args: tuple[Any, ...]) -> str:
     return next(arg.device.type for arg in args if isinstance(arg, Tensor))
+
+
+def _refuse_batch_invariance(function: type[Function]) -> None:
+    """RuntimeError if :func:`bp_torch.batch_invariant` is on and promises something of this Function."""
+    if (
+        settings.were_set
+        and settings.current().batch_invariant
+        and any(way.kind == BATCH_INVARIANT for way in function.ways)
+    ):
+        raise RuntimeError(
+            "batch_invariant(): expected ordinary tensors in eager mode, got a transform, a compiler or a tensor "
+            "subclass, which choose the order of sums themselves"
+        )
+
+
+def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, bool]) -> type[Function]:
+    """The class for calls in this mode, on the CPU or elsewhere, under these settings."""
+    key = mode, cpu, values
+    if key in function.classes:
+        return function.classes[key]
+    base = function.with_jvp if mode == FORWARD_MODE else function
+    ways = [way for way in function.ways if way.serves(cpu, *values)]
+    members: dict[str, Callable[..., Any]] = {}
+    if mode == PLAINLY and any(way.forward or way.forward_and_save for way in ways):
+        members["forward"] = _forward_by(ways, function)
+        members["setup_context"] = torch.autograd.Function.setup_context  # as not overridden: forward does both
+    backward = function.backward
+    if mode in (PLAINLY, BACKWARD_PLAINLY) and any(way.backward for way in ways):
+        members["backward"] = backward = _backward_by(ways, function)
+    if values != settings.default[:2]:
+        members["backward"] = _backward_under(settings.Settings(*values), backward)
+    made = function.classes[key] = _derived(base, **members) if members else base
+    return made
+
+
+def _derived(base: type[Function], **members: Any) -> type[Function]:
+    """A subclass of the same name, with other static methods."""
+    static = {name: m if isinstance(m, classmethod) else staticmethod(m) for name, m in members.items()}
+    made: type[Function] = type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})  # type: ignore[misc]
+    return made
+
+
+def _forward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any]:
+    """``forward`` and ``setup_context`` in one, by the first way that serves, else by the formula."""
+    parts = [
+        (part, part is way.forward_and_save)
+        for way in ways
+        for part in (way.forward_and_save, way.forward)
+        if part is not None
+    ]
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        for part, saves in parts:
+            output = part(ctx, *args) if saves else part(*args)
+            if output is not NotImplemented:
+                break
+        else:
+            output, saves = function.forward(*args), False
+        if not saves:
+            function.setup_context(ctx, args, output)
+        return output
+
+    return forward
+
+
+def _backward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any]:
+    """``backward`` by the first way that serves, else by the formula."""
+    parts = [way.backward for way in ways if way.backward is not None]
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        if is_plain(*gradients):
+            for part in parts:
+                found = part(ctx, *gradients)
+                if found is not NotImplemented:
+                    return found
+        return function.backward(ctx, *gradients)
+
+    return backward
+
+
+def _backward_under(values: settings.Settings, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward`` by the settings that its forward had."""
+
+    def under(ctx: Any, *gradients: Any) -> Any:
+        with settings.during(values):
+            return backward(ctx, *gradients)
+
+    return under
+
+
+for _function in (Function.__init_subclass__, _made, _derived, _forward_by, _backward_by, _backward_under):
+    not_compiled(_function)

@@ -9,7 +9,7 @@ dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
                backward   dx = dR ⊙ w ⊙ (λ σ(x) - π t),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
                           dw = dR ⊙ ρ,   dπ = dR ⊙ w ⊙ t log(1 + exp(-x)),   ρ what w multiplies
 
-The losses of class scores are in cross_entropy.py and nll_loss.py.
+The losses of class scores are in cross_entropy.py and nll_loss.py, faster ways in aten/loss.py and gpu/loss.py.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
-from ..backends import plain_kernels
-from .function import NARROW, PLAIN, Function, is_plain, wide
+from ..mode import wide
+from .function import Function
 
-__all__ = ["ERRORS", "BCEWithLogitsFunction", "ErrorLossFunction", "fast_on_cpu", "on_cpu", "reduce", "spread"]
-
-CHUNK = 2**17
-"""Elements that one step of a fast path takes: their temporaries stay in a core's cache."""
+__all__ = [
+    "ERRORS",
+    "BCEWithLogitsFunction",
+    "ErrorLossFunction",
+    "bce",
+    "bce_dx",
+    "reduce",
+    "spread",
+    "total_of",
+]
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,6 @@ class Error:
     drho: Callable[[Tensor, float], Tensor]
     formula: str
     source: str
-    native: Callable[[Tensor, Tensor, int, float], Tensor] | None = None
-    """ATen's kernel of R(ρ(x - t)), of (x, t, ATen's number for R, parameter)."""
-    native_backward: Callable[[Tensor, Tensor, Tensor, int, float], Tensor] | None = None
-    """ATen's kernel of dR ρ′(x - t), of (dloss, x, t, ATen's number for R, parameter)."""
-    native_backward_into: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor] | None = None
-    """The same, and where to write it."""
-    total: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """Σ ρ(x - t), of (x, t, a tensor to overwrite), where that is faster than the kernel."""
 
 
 def _smooth_l1(e: Tensor, beta: float) -> Tensor:
@@ -60,21 +57,10 @@ def _huber(e: Tensor, delta: float) -> Tensor:
     return c * (e - 0.5 * c)
 
 
-aten = torch.ops.aten
-kernel: Any = torch._C._nn
-"""What has a Python binding of its own takes a microsecond less than by :data:`aten`."""
-KINDS = {"none": 0, "mean": 1, "sum": 2}
-
 ERRORS: dict[str, Error] = {
     "mse": Error(
         rho=lambda e, _: e * e, drho=lambda e, _: 2 * e,
         formula="e²", source="torch.nn.MSELoss",
-        native=lambda x, t, kind, _: kernel.mse_loss(x, t, kind),
-        native_backward=lambda g, x, t, kind, _: aten.mse_loss_backward.default(g, x, t, kind),
-        native_backward_into=lambda g, x, t, kind, _, dx: aten.mse_loss_backward.grad_input(
-            g, x, t, kind, grad_input=dx
-        ),
-        total=lambda x, t, e: torch.sub(x, t, out=e).square_().sum(),
     ),
     "l1": Error(
         rho=lambda e, _: e.abs(), drho=lambda e, _: torch.sign(e),
@@ -83,40 +69,12 @@ ERRORS: dict[str, Error] = {
     "smooth_l1": Error(
         rho=_smooth_l1, drho=lambda e, beta: (e / beta).clamp(-1, 1),
         formula="e²/(2β) if |e| < β else |e| - β/2", source="torch.nn.SmoothL1Loss; Girshick 2015, arXiv:1504.08083",
-        native=lambda x, t, kind, beta: kernel.smooth_l1_loss(x, t, kind, beta),
-        native_backward=lambda g, x, t, kind, beta: aten.smooth_l1_loss_backward.default(g, x, t, kind, beta),
-        native_backward_into=lambda g, x, t, kind, beta, dx: aten.smooth_l1_loss_backward.grad_input(
-            g, x, t, kind, beta, grad_input=dx
-        ),
     ),
     "huber": Error(
         rho=_huber, drho=lambda e, delta: e.clamp(-delta, delta),
         formula="e²/2 if |e| ≤ δ else δ (|e| - δ/2)", source="torch.nn.HuberLoss; Huber 1964",
-        native=lambda x, t, kind, delta: kernel.huber_loss(x, t, kind, delta),
-        native_backward=lambda g, x, t, kind, delta: aten.huber_loss_backward.default(g, x, t, kind, delta),
-        native_backward_into=lambda g, x, t, kind, delta, dx: aten.huber_loss_backward.out(
-            g, x, t, kind, delta, grad_input=dx
-        ),
     ),
 }  # fmt: skip
-
-
-def fast_on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether these may go through ``out=`` and in-place operators: plain CPU tensors."""
-    if not is_plain(*tensors):
-        return False
-    for t in tensors:  # noqa: SIM110 - all(...) takes twice as long
-        if t is not None and not t.is_cpu:
-            return False
-    return True
-
-
-def on_cpu(*tensors: Tensor | None) -> bool:
-    """:func:`fast_on_cpu`, for a ``forward_and_save``, where only the tensors are left to look at."""
-    for t in tensors:
-        if t is not None and (type(t) not in PLAIN or not t.is_cpu or is_legacy_batchedtensor(t)):
-            return False
-    return True
 
 
 def reduce(L: Tensor, reduction: str, total: Tensor | float | None = None) -> Tensor:
@@ -143,29 +101,10 @@ class ErrorLossFunction(Function):
     def forward(
         x: Tensor, t: Tensor, w: Tensor | None, error: str, parameter: float, reduction: str, dtype: torch.dtype
     ) -> Tensor:
-        row = ERRORS[error]
-        alike = w is None or w.shape == x.shape  # Σw counts each weight once
-        triton = plain_kernels(x, t, w) if alike and x.numel() > 0 else None
-        if triton is not None:
-            return triton.loss.forward(x, t, w, None, error, parameter, reduction, dtype)
-        if w is None and fast_on_cpu(x, t):
-            native = row.native if x.dtype == t.dtype == dtype and dtype not in NARROW else None
-            if reduction != "none" and _in_chunks(x, t):
-                if row.total is not None and x.dtype == t.dtype and x.dtype not in NARROW:
-                    e = torch.empty(CHUNK, dtype=x.dtype)  # once, because new memory is slow
-                    parts = [row.total(a, b, e[: a.shape[0]]) for a, b in _chunks(x, t)]
-                elif native is None:
-                    parts = [row.rho(wide(a) - wide(b), parameter).sum() for a, b in _chunks(x, t)]
-                else:
-                    parts = [native(a, b, KINDS["sum"], parameter) for a, b in _chunks(x, t)]
-                L = torch.stack(parts).sum()
-                return (L / x.numel() if reduction == "mean" else L).to(dtype)
-            if native is not None:
-                return native(x, t, KINDS[reduction], parameter)
-        L = row.rho(wide(x) - wide(t), parameter)
+        L = ERRORS[error].rho(wide(x) - wide(t), parameter)
         if w is not None:
             L = L * wide(w)
-        return reduce(L, reduction, _total(reduction, x, w)).to(dtype)
+        return reduce(L, reduction, total_of(reduction, x, w)).to(dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,34 +121,14 @@ class ErrorLossFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w = ctx.saved_tensors
         need_x, need_t, need_w = ctx.needs_input_grad[:3]
-        fused = (w is None or w.shape == x.shape) and x.numel() > 0
-        triton = plain_kernels(x, t, w, dloss) if fused else None
-        if triton is not None:
-            needs = need_x, need_t, need_w
-            grads = triton.loss.backward(dloss, x, t, w, None, ctx.error, ctx.parameter, ctx.reduction, needs)
-            return *grads, None, None, None, None
         w = None if w is None else wide(w)
-        row, dx, dw = ERRORS[ctx.error], None, None
-        fast = w is None and fast_on_cpu(x, t, dloss)
-        alike = x.dtype == t.dtype == dloss.dtype and x.dtype not in NARROW
-        if fast and alike and row.native_backward is not None and row.native_backward_into is not None:
-            kind = KINDS[ctx.reduction]
-            if x.numel() <= CHUNK:
-                dx = row.native_backward(dloss, x, t, kind, ctx.parameter)
-            else:  # without the zeros that the other form fills first
-                dx = row.native_backward_into(dloss, x, t, kind, ctx.parameter, torch.empty_like(x))
-            return dx if need_x else None, -dx if need_t else None, *(None,) * 5
-        total = _total(ctx.reduction, x, w)
+        row, e, dx, dw = ERRORS[ctx.error], wide(x) - wide(t), None, None
+        total = total_of(ctx.reduction, x, w)
         dR = spread(wide(dloss), ctx.reduction, total)
         if need_x or need_t:
-            if fast and ctx.reduction != "none" and _in_chunks(x, t):
-                dx = torch.empty_like(x, dtype=torch.promote_types(x.dtype, t.dtype))
-                for a, b, d in _chunks(x, t, dx):
-                    torch.mul(row.drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
-            else:
-                dx = row.drho(wide(x) - wide(t), ctx.parameter) * (dR if w is None else dR * w)
+            dx = row.drho(e, ctx.parameter) * (dR if w is None else dR * w)
         if need_w and w is not None:
-            L = row.rho(wide(x) - wide(t), ctx.parameter)
+            L = row.rho(e, ctx.parameter)
             dw = (L * dR).sum_to_size(w.shape)
             if ctx.reduction == "weighted mean":
                 # Σw depends on w too: ∂(Σ w L/Σw)/∂w = (L - loss)/Σw. Σw counts each w once, however it broadcasts.
@@ -225,7 +144,7 @@ class ErrorLossFunction(Function):
     def jvp_rule(ctx: Any, tx: Tensor | None, tt: Tensor | None, tw: Tensor | None, *rest: None) -> Tensor:
         x, t, w = ctx.saved_tensors
         w = None if w is None else wide(w)
-        e, row, total = wide(x) - wide(t), ERRORS[ctx.error], _total(ctx.reduction, x, w)
+        e, row, total = wide(x) - wide(t), ERRORS[ctx.error], total_of(ctx.reduction, x, w)
         te = torch.zeros_like(e)
         te = te if tx is None else te + tx
         te = te if tt is None else te - tt
@@ -238,19 +157,9 @@ class ErrorLossFunction(Function):
         return tloss.to(ctx.dtype)
 
 
-def _total(reduction: str, x: Tensor, w: Tensor | None) -> Tensor | float:
+def total_of(reduction: str, x: Tensor, w: Tensor | None) -> Tensor | float:
     """What a mean divides by; a mean over nothing is NaN."""
     return wide(w).sum() if reduction == "weighted mean" and w is not None else x.numel() or math.nan
-
-
-def _in_chunks(x: Tensor, t: Tensor) -> bool:
-    """Whether x and t are large and laid out alike, so that a pass over them may go piece by piece."""
-    return x.numel() > CHUNK and x.is_contiguous() and t.is_contiguous()
-
-
-def _chunks(*tensors: Tensor) -> Any:
-    """The tensors' elements, ``CHUNK`` at a time."""
-    return zip(*(t.view(t.numel()).split(CHUNK) for t in tensors), strict=True)
 
 
 class BCEWithLogitsFunction(Function):
@@ -262,14 +171,8 @@ class BCEWithLogitsFunction(Function):
     @staticmethod
     def forward(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Tensor:
         dtype = t.dtype
-        triton = plain_kernels(x, t, w, pi) if x.numel() > 0 else None
-        if triton is not None:
-            return triton.loss.forward(x, t, w, pi, "bce", 0.0, reduction, dtype)
-        if w is None and pi is None and reduction != "none" and _in_chunks(x, t) and fast_on_cpu(x, t):
-            L = torch.stack([_bce(wide(a), wide(b), None).sum() for a, b in _chunks(x, t)]).sum()
-            return (L / x.numel() if reduction == "mean" else L).to(dtype)
         x, t, w, pi = _all_wide(x, t, w, pi)
-        L = _bce(x, t, pi)
+        L = bce(x, t, pi)
         return reduce(L if w is None else L * w, reduction).to(dtype)
 
     @staticmethod
@@ -288,28 +191,16 @@ class BCEWithLogitsFunction(Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         x, t, w, pi = ctx.saved_tensors
         need_x, need_t, need_w, need_pi = ctx.needs_input_grad[:4]
-        constant = not (need_w or need_pi)
-        triton = plain_kernels(x, t, w, pi, dloss) if constant and x.numel() > 0 else None
-        if triton is not None:
-            needs = need_x, need_t, False
-            dx, dt, _ = triton.loss.backward(dloss, x, t, w, pi, "bce", 0.0, ctx.reduction, needs)
-            return dx, dt, None, None, None
-        alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
         dR = spread(wide(dloss), ctx.reduction, x.numel() or math.nan)
-        if alone and _in_chunks(x, t) and fast_on_cpu(x, t, dloss):
-            dx = torch.empty_like(x)
-            for a, b, d in _chunks(x, t, dx):
-                torch.mul(_bce_dx(wide(a), wide(b), None), dR, out=d)
-            return dx, None, None, None, None
         x, t, w, pi = _all_wide(x, t, w, pi)
         dw = dpi = None
         if need_w:
-            dw = (dR * _bce(x, t, pi)).sum_to_size(w.shape).to(ctx.dtypes[2])
+            dw = (dR * bce(x, t, pi)).sum_to_size(w.shape).to(ctx.dtypes[2])
         dR = dR if w is None else dR * w
         if need_pi:
             dpi = (dR * _bce_dpi(x, t)).sum_to_size(pi.shape).to(ctx.dtypes[3])
         return (
-            (dR * _bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None,
+            (dR * bce_dx(x, t, pi)).to(ctx.dtypes[0]) if need_x else None,
             (dR * _bce_dt(x, pi)).to(ctx.dtypes[1]) if need_t else None,
             dw,
             dpi,
@@ -322,11 +213,11 @@ class BCEWithLogitsFunction(Function):
     ) -> Tensor:
         x, t, w, pi = _all_wide(*ctx.saved_tensors)
         tL = torch.zeros_like(x)
-        tL = tL if tx is None else tL + _bce_dx(x, t, pi) * tx
+        tL = tL if tx is None else tL + bce_dx(x, t, pi) * tx
         tL = tL if tt is None else tL + _bce_dt(x, pi) * tt
         tL = tL if tpi is None else tL + _bce_dpi(x, t) * tpi
         tL = tL if w is None else tL * w
-        tL = tL if tw is None else tL + _bce(x, t, pi) * tw
+        tL = tL if tw is None else tL + bce(x, t, pi) * tw
         return reduce(tL, ctx.reduction).to(ctx.dtypes[1])
 
 
@@ -334,7 +225,7 @@ def _all_wide(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if t is None else wide(t) for t in tensors)
 
 
-def _bce(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
+def bce(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
     s = torch.nn.functional.logsigmoid(x)  # = -log(1 + exp(-x))
     return (1 - t) * x - (s if pi is None else s * _lambda(t, pi))
 
@@ -343,7 +234,7 @@ def _lambda(t: Tensor, pi: Tensor) -> Tensor:
     return 1 + (pi - 1) * t
 
 
-def _bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
+def bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
     s = torch.sigmoid(x)  # 1 - t - λ σ(-x) would be 0 where σ(x) is small
     return s - t if pi is None else s * _lambda(t, pi) - pi * t
 

@@ -13,22 +13,23 @@ Backward, from dz_n = dy down to the first layer::
     da_(l-1) = dz_l W_l
     dz_(l-1) = da_(l-1) ⊙ f′(z_(l-1))
     dx       = da_0
+
+Faster ways are in aten/mlp.py and gpu/mlp.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..backends import plain_kernels
-from .activation import ActivationFunction, activation_backward, lookup
-from .dense import DenseFunction
-from .function import Function, call, is_plain
+from .activation import ActivationFunction
+from .dense import DenseFunction, product_tangent, rows
+from .epilogue import Epilogue
+from .function import Function, call
 
-__all__ = ["MLPFunction"]
+__all__ = ["MLPFunction", "gradients", "kept_of", "layer_by_layer", "saved_of"]
 
 
 class MLPFunction(Function):
@@ -39,150 +40,116 @@ class MLPFunction(Function):
     ``forward`` returns (y, s_1, ..., s_(n-1)): for each hidden layer the pre-activation z, or the activation a where
     that tells f′. They are differentiable like y. With ``recompute`` it returns y alone and keeps no activations:
     backward computes them again from x.
-
-    Where all hidden layers have one width, one Triton kernel serves forward and one backward, up to widths of 64
-    (float32, and backward on ROCm: 32).
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, activation: str, parameters: tuple[float, ...], recompute: bool, *layers: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        if recompute:
-            return (_forward(x, activation, parameters, layers, "")[0],)
-        return _forward(x, activation, parameters, layers, _kept(activation, parameters))
+    def forward(x: Tensor, e: Epilogue, recompute: bool, *layers: Tensor | None) -> tuple[Tensor, ...]:
+        return kept_of(layer_by_layer(DenseFunction.forward, x, e, layers), recompute)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, ctx.activation, ctx.parameters, ctx.recompute, *layers = inputs
+        x, ctx.e, ctx.recompute, *layers = inputs
         ctx.set_materialize_grads(False)
         # Without need: the layers below the lowest that is trained.
-        lowest = next((i for i, need in enumerate((ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if need), 0)
+        lowest = next((i for i, need in enumerate((ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])) if need), 0)
         ctx.first = (lowest + 1) // 2  # 0: x itself; l: the parameters of layer l
         ctx.save_for_backward(x, *layers, *output[1:])
 
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, _, _, _, *layers = inputs
+        x, _, _, *layers = inputs
         ctx.save_for_forward(x, *layers, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, layers, s = _saved(ctx)
-        Ws, bs = _tensors(layers[::2]), layers[1::2]
-        constants = ctx.activation, ctx.parameters
-        if not any(ctx.needs_input_grad):
-            return (None,) * (4 + len(layers))
-        if dy is not None and all(d is None for d in ds):
-            triton = plain_kernels(dy, x, *layers, *s)
-            if triton is not None and triton.mlp.fits(x, Ws, True):
-                output = _kept(*constants) == "a"
-                dx, dWs, dbs = triton.mlp.backward(dy, x, Ws, s, *constants, output)
-                found = [g for pair in zip(dWs, dbs, strict=True) for g in pair]
-                given = zip(found, ctx.needs_input_grad[4:], strict=True)
-                dx = dx if ctx.needs_input_grad[0] else None
-                return dx, None, None, None, *(g if need else None for g, need in given)
-        grads: list[Tensor | None] = [None] * len(layers)
-        dx, dz = None, dy
-        for index in range(len(Ws) - 1, -1, -1):
-            need_W, need_b = ctx.needs_input_grad[4 + 2 * index : 6 + 2 * index]
-            if dz is not None:
-                rows = _rows(dz)
-                before = x if index == 0 else _activated(s[index - 1], *constants) if need_W else None
-                grads[2 * index] = rows.mT @ _rows(before) if need_W and before is not None else None
-                grads[2 * index + 1] = rows.sum(0) if need_b and bs[index] is not None else None
-            if index + 1 <= ctx.first:
-                break
-            da = None if dz is None else (_rows(dz) @ Ws[index]).reshape(*dz.shape[:-1], Ws[index].shape[1])
-            if index == 0:
-                dx = da
-            else:
-                dz = _below(da, ds[index - 1] if ds else None, s[index - 1], *constants)
-        return dx, None, None, None, *grads
+        x, layers, s = saved_of(ctx, DenseFunction.forward)
+        return gradients(ctx, dy, ds, x, layers, s, _activate, Epilogue.pull)
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        x, layers, s = _saved(ctx)
-        Ws = _tensors(layers[::2])
-        tlayers, kept, a, ta = tangents[3:], [], x, tx
-        for index, W in enumerate(Ws):
-            tW, tb = tlayers[2 * index : 2 * index + 2]
-            t = a.new_zeros((*x.shape[:-1], W.shape[0]))
-            t = t if ta is None else t + ta @ W.mT
-            t = t if tW is None else t + a @ tW.mT
-            t = t if tb is None else t + tb
-            ta = t
+        x, layers, s = saved_of(ctx, DenseFunction.forward)
+        tlayers, kept, a, ta = tangents[2:], [], x, tx
+        for index, W in enumerate(layers[::2]):
+            tz = product_tangent(a, W, ta, *tlayers[2 * index : 2 * index + 2])
+            ta = tz
             if index < len(s):
-                a = _activated(s[index], ctx.activation, ctx.parameters)
-                ta = _pulled(t, s[index], ctx.activation, ctx.parameters)
-                kept.append(ta if _kept(ctx.activation, ctx.parameters) == "a" else t)
+                a = s[index] if by_output(ctx.e) else _activate(ctx.e, s[index])
+                ta = ctx.e.pull(tz, s[index])
+                kept.append(ta if by_output(ctx.e) else tz)
         assert ta is not None
         return (ta,) if ctx.recompute else (ta, *kept)
 
 
-def _forward(
-    x: Tensor, activation: str, parameters: tuple[float, ...], layers: Sequence[Tensor | None], store: str
+def layer_by_layer(
+    dense: Callable[..., Any], x: Tensor, e: Epilogue, layers: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """y, and z or a of each hidden layer (neither for "")."""
-    Ws, bs = _tensors(layers[::2]), layers[1::2]
-    triton = plain_kernels(x, *layers)
-    if triton is not None and triton.mlp.fits(x, Ws):
-        results: tuple[Tensor, ...] = triton.mlp.forward(x, Ws, bs, activation, parameters, store)
-        return results
+    """y, and z or a of each hidden layer, by DenseFunction's ``forward``, or one that gives the same."""
     kept = []
-    for W, b in zip(Ws[:-1], bs, strict=False):
-        output = DenseFunction.forward(x, W, b, None, None, 0.0, activation, parameters)
+    for W, b in zip(layers[:-2:2], layers[1:-2:2], strict=True):
+        output = dense(x, W, b, None, None, e)
         x, s = output if isinstance(output, tuple) else (output, output)
         kept.append(s)
-    y = DenseFunction.forward(x, Ws[-1], bs[-1], None, None, 0.0, "identity", ())
-    assert isinstance(y, Tensor)
-    return (y, *kept) if store else (y,)
+    y = dense(x, *layers[-2:], None, None, Epilogue())
+    return (y, *kept)
 
 
-def _kept(activation: str, parameters: tuple[float, ...]) -> str:
-    """What f′ is computed from: ``z`` or ``a``."""
-    return "z" if activation != "identity" and lookup(activation, parameters, fused=True).saves == "input" else "a"
+def kept_of(results: tuple[Tensor, ...], recompute: bool) -> tuple[Tensor, ...]:
+    return results[:1] if recompute else results
 
 
-def _saved(ctx: Any) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+def by_output(e: Epilogue) -> bool:
+    """Whether a is kept, rather than z."""
+    return e.told_by != "z"
+
+
+def saved_of(ctx: Any, dense: Callable[..., Any]) -> tuple[Tensor, tuple[Any, ...], tuple[Tensor, ...]]:
     """x, the layers and s, computed again where it was not kept."""
     x, *rest = ctx.saved_tensors
-    count = len(ctx.needs_input_grad) - 4
+    count = len(ctx.needs_input_grad) - 3
     layers, s = tuple(rest[:count]), tuple(rest[count:])
-    if ctx.recompute:
-        s = _forward(x, ctx.activation, ctx.parameters, layers, _kept(ctx.activation, ctx.parameters))[1:]
-    return x, layers, s
+    return x, layers, layer_by_layer(dense, x, ctx.e, layers)[1:] if ctx.recompute else s
 
 
-def _activated(s: Tensor, activation: str, parameters: tuple[float, ...]) -> Tensor:
-    """a from s."""
-    if _kept(activation, parameters) == "a":
-        return s
-    if is_plain(s):
-        return ActivationFunction.forward(s, activation, parameters)
-    a: Tensor = call(ActivationFunction, s, activation, parameters)
+def gradients(
+    ctx: Any,
+    dy: Tensor | None,
+    ds: Sequence[Tensor | None],
+    x: Tensor,
+    layers: tuple[Any, ...],
+    s: tuple[Tensor, ...],
+    activate: Callable[[Epilogue, Tensor], Tensor],
+    pull: Callable[[Epilogue, Tensor, Tensor], Tensor],
+) -> tuple[Tensor | None, ...]:
+    """backward, with f and its pullback."""
+    Ws, bs = layers[::2], layers[1::2]
+    grads: list[Tensor | None] = [None] * len(layers)
+    dx, dz = None, dy
+    if not any(ctx.needs_input_grad):
+        return None, None, None, *grads
+    for index in range(len(Ws) - 1, -1, -1):
+        need_W, need_b = ctx.needs_input_grad[3 + 2 * index : 5 + 2 * index]
+        if dz is not None:
+            if need_W:
+                below = x if index == 0 else s[index - 1] if by_output(ctx.e) else activate(ctx.e, s[index - 1])
+                grads[2 * index] = rows(dz).mT @ rows(below)
+            grads[2 * index + 1] = rows(dz).sum(0) if need_b and bs[index] is not None else None
+        if index + 1 <= ctx.first:
+            break
+        da = None if dz is None else (rows(dz) @ Ws[index]).reshape(*dz.shape[:-1], Ws[index].shape[1])
+        if index == 0:
+            dx = da
+            break
+        d = ds[index - 1] if ds else None
+        if by_output(ctx.e):
+            da, d = _sum(da, d), None
+        dz = _sum(None if da is None else pull(ctx.e, da, s[index - 1]), d)
+    return dx, None, None, *grads
+
+
+def _activate(e: Epilogue, z: Tensor) -> Tensor:
+    a: Tensor = call(ActivationFunction, z, e)
     return a
 
 
-def _pulled(da: Tensor, s: Tensor, activation: str, parameters: tuple[float, ...]) -> Tensor:
-    """da ⊙ f′."""
-    return da if activation == "identity" else activation_backward(da, s, activation, parameters)
-
-
-def _below(
-    da: Tensor | None, ds: Tensor | None, s: Tensor, activation: str, parameters: tuple[float, ...]
-) -> Tensor | None:
-    """dz of a hidden layer, from the gradients of its activation and of its saved output."""
-    if _kept(activation, parameters) == "a":
-        da = ds if da is None else da if ds is None else da + ds
-        return None if da is None else _pulled(da, s, activation, parameters)
-    dz = None if da is None else _pulled(da, s, activation, parameters)
-    return ds if dz is None else dz if ds is None else dz + ds
-
-
-def _rows(t: Tensor) -> Tensor:
-    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
-
-
-def _tensors(given: Sequence[Tensor | None]) -> list[Tensor]:
-    return [t for t in given if t is not None]
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b

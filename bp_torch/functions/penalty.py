@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import plain_kernels
-from .function import PLAIN, Function, is_plain
+from ..mode import PLAIN
+from .function import Function
 
 __all__ = ["PenaltyFunction"]
 
@@ -45,9 +45,6 @@ def _slope(w: Tensor, l1: float, l2: float, dR: Tensor) -> Tensor:
     """(λ₁ sign(w) + 2 λ₂ w) dR."""
     if l1 == 0:
         return w * (2 * l2 * dR)
-    if is_plain(w, dR):
-        dw = torch.sgn(w).mul_(l1 * dR)
-        return dw if l2 == 0 else dw.addcmul_(w, 2 * l2 * dR)
     dw = torch.sgn(w) * (l1 * dR)
     return dw if l2 == 0 else dw + w * (2 * l2 * dR)
 
@@ -61,9 +58,6 @@ class PenaltyFunction(Function):
     @staticmethod
     def forward(l1: float, l2: float, *parameters: Tensor) -> Tensor:
         dtype, wide = _dtypes(parameters)
-        triton = plain_kernels(*parameters)
-        if triton is not None:
-            return triton.penalty.forward(list(parameters), l1, l2, dtype)
         total = parameters[0].new_zeros((), dtype=wide)
         for w in parameters:
             if l1 != 0:
@@ -86,14 +80,12 @@ class PenaltyFunction(Function):
     @staticmethod
     def backward(ctx: Any, dR: Tensor) -> tuple[Tensor | None, ...]:
         parameters = ctx.saved_tensors
-        triton = plain_kernels(dR, *parameters)
-        if triton is not None:
-            wanted = [w for w in parameters if w is not None]
-            found = iter(triton.penalty.backward(dR, wanted, ctx.l1, ctx.l2))
-            return None, None, *(None if w is None else next(found) for w in parameters)
         dR = _wide(dR)
-        dws = (None if w is None else _slope(_wide(w), ctx.l1, ctx.l2, dR).to(w.dtype) for w in parameters)
-        return None, None, *dws
+        return (
+            None,
+            None,
+            *(None if w is None else _slope(_wide(w), ctx.l1, ctx.l2, dR).to(w.dtype) for w in parameters),
+        )
 
     @staticmethod
     def jvp_rule(ctx: Any, _l1: None, _l2: None, *tangents: Tensor | None) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import plain_kernels
-from .batch_norm_cpu import is_fused
+from .._torch import collectives
+from ..mode import wide
 from .channels import channel, count_of, dims_of, statistics_of
-from .function import Function, call, wide
+from .function import Function, call
 
-__all__ = ["AllReduceFunction", "SyncStatisticsFunction"]
+__all__ = ["AllReduceFunction", "SyncStatisticsFunction", "centred", "merged"]
 
 
 class AllReduceFunction(Function):
@@ -27,9 +27,8 @@ class AllReduceFunction(Function):
     def forward(t: Tensor, group: Any) -> Tensor:
         t = t.clone(memory_format=torch.contiguous_format)
         if torch.compiler.is_compiling():
-            from torch.distributed import _functional_collectives as collectives
-
-            return collectives.all_reduce(t, "sum", _named(group))
+            reduced: Tensor = collectives().all_reduce(t, "sum", _named(group))
+            return reduced
         dist.all_reduce(t, group=group)
         return t
 
@@ -55,9 +54,8 @@ def _gathered(own: Tensor, group: Any) -> Tensor:
     """Each rank's tensor, in a new first dimension."""
     world = dist.get_world_size(group)
     if torch.compiler.is_compiling():
-        from torch.distributed import _functional_collectives as collectives
-
-        return collectives.all_gather_tensor(own, 0, _named(group)).reshape(world, *own.shape)
+        gathered: Tensor = collectives().all_gather_tensor(own, 0, _named(group)).reshape(world, *own.shape)
+        return gathered
     parts = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(parts, own, group=group)
     return torch.stack(parts)
@@ -74,21 +72,8 @@ class SyncStatisticsFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-        triton = plain_kernels(x) if x.numel() > 0 else None
-        if triton is not None:
-            mean, rest, var = triton.batch_norm.statistics(x)
-        else:
-            mean = wide(x).sum(dims_of(x)) / count_of(x)
-            z = x - channel(mean, x)  # its own mean is what rounding lost
-            rest, var = torch.batch_norm_update_stats(z, None, None, 0.0) if is_fused(z) else statistics_of(z)
-        rows = torch.full_like(mean, x.shape[0] * math.prod(x.shape[2:]))
-        own = torch.stack([mean.double() + rest, var.double(), rows.double()])
-        means, variances, counts = _gathered(own, group).unbind(1)
-        count = counts.sum(0)
-        n = count.clamp(min=1)
-        total_mean = (counts * means).sum(0) / n
-        total_var = (counts * (variances + (means - total_mean) ** 2)).sum(0) / n
-        return total_mean.to(mean.dtype), total_var.to(var.dtype), count[0]
+        mean, z = centred(x)
+        return merged(x, mean, *statistics_of(z), group)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -115,3 +100,21 @@ class SyncStatisticsFunction(Function):
         own = torch.stack([wide(tx).sum(dims_of(x)), 2 * ((x - channel(mean, x)) * tx).sum(dims_of(x))])
         tmean, tvar = call(AllReduceFunction, own, ctx.group) / count.to(mean.dtype)
         return tmean, tvar, None
+
+
+def centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A channel's mean, and x without it, whose own mean is what rounding lost."""
+    mean = wide(x).sum(dims_of(x)) / count_of(x)
+    return mean, x - channel(mean, x)
+
+
+def merged(x: Tensor, mean: Tensor, rest: Tensor, var: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """mean, var and n over all ranks, from this rank's mean, what rounding took from it, and var."""
+    rows = torch.full_like(mean, x.shape[0] * math.prod(x.shape[2:]))
+    own = torch.stack([mean.double() + rest, var.double(), rows.double()])
+    means, variances, counts = _gathered(own, group).unbind(1)
+    count = counts.sum(0)
+    n = count.clamp(min=1)
+    total_mean = (counts * means).sum(0) / n
+    total_var = (counts * (variances + (means - total_mean) ** 2)).sum(0) / n
+    return total_mean.to(mean.dtype), total_var.to(var.dtype), count[0]

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
+from .._torch import tree_map_only
 from .library import ON_KERNELS, Case, cases
 from .registry import CHECKS, line
 from .report import FAILED, NOT_APPLICABLE, NOT_FINISHED, PASSED, Report, cell

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from .._torch import tree_leaves
 from .numeric import difference, largest, same_bits
 from .registry import Failed, NotApplicable, describe, line, refusal
 from .subject import Point, Subject, differentiable, is_float

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .. import backends
+from .._torch import tree_leaves
 from . import batches, gradients, layouts, precision, rounding, safety, tools  # noqa: F401  (they fill CHECKS)
 from .context import Context
 from .registry import CHECKS, Check, Failed, NotApplicable, describe, line, refusal

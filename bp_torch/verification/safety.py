@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from .._torch import DispatchMode, tree_leaves, tree_map_only
 from ..backends import current_backend
-from ..functions.function import PLAIN
+from ..mode import PLAIN
 from .context import Context
 from .numeric import difference, same_bits
 from .registry import Failed, NotApplicable, check, describe
@@ -269,7 +268,7 @@ def leaks(c: Context) -> str | None:
     return None
 
 
-class _Storages(TorchDispatchMode):
+class _Storages(DispatchMode):
     """What operators make while it is on. A profiler would see all that is allocated, and prints lines of its own."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from .._torch import tree_flatten, tree_leaves, tree_unflatten
 from ..functions.function import Function, call
 
 __all__ = ["Clock", "OutOfTime", "Point", "Subject", "as_precise", "as_real", "is_float", "same_random_state"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from .._torch import compiler_error, tree_leaves, tree_unflatten
 from .context import Context
 from .gradients import first_order, report
 from .numeric import compare_gradients, difference
@@ -32,19 +32,19 @@ def compile_whole(c: Context) -> str | None:
     s = c.subject
     module = copy.deepcopy(s.module)  # whose parameters, the tied ones too, are the given ones
     function = _flat(module if module is not None else s.function, s.in_place)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     at, leaves = s.leaves(c.given)
     inputs = tree_unflatten(list(at.inputs), s.spec)
     compiled = torch.compile(function, fullgraph=True, backend=c.compiler)
     try:
         s.sow()
         ys = compiled(*inputs)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except compiler_error() as error:
         if refusal(error) is not None:
             raise NotApplicable(_cause(error)) from error
         raise Failed(f"graph break: {_cause(error)}", c.example(c.given)) from error
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     parameters = list(module.parameters()) if module is not None else []
     count = len(c.given.floats) - len(parameters)
     wanted = [t if k < count else parameters[k - count] for k, t in zip(s.wanted, leaves, strict=True)]
@@ -72,7 +72,7 @@ def _by_itself(c: Context, compiled: Any) -> str:
     live = [w for w, y in zip(weights, ys, strict=True) if y.requires_grad]
     found = compare_gradients(f, at.floats, s.pull(ys, leaves, live), weights, wanted, entries=8)
     report(c, found, c.given, f"compiled with {c.compiler} the gradient of", s.names)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return f"backend {c.compiler}, which draws other random numbers: gradients against numerical ones"
 
 
@@ -116,19 +116,19 @@ def compiled_transforms(c: Context) -> str | None:
     refused = []
     for name, (f, point) in ways.items():
         c.subject.clock.tick()
-        torch._dynamo.reset()
+        torch.compiler.reset()
         try:
             s.sow()
             expected = f(*point)
             got = torch.compile(f, backend=c.compiler, fullgraph=True)(*point)
         except Exception as error:
             # That a compiler does not take what works without it is no wrong number.
-            if refusal(error) is None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            if refusal(error) is None and not isinstance(error, compiler_error()):
                 raise Failed(f"{name} raises {line(error)}", c.example(c.given)) from error
             refused.append(name)
             continue
         finally:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         if (wrong := difference(list(got), list(expected))) is not None:
             raise Failed(
                 f"{name} inside torch.compile is {wrong}; Dynamo may tell needs_input_grad False where a transform"

@@ -1,7 +1,7 @@
 """The settings of :mod:`bp_torch.backends`, which belong to a context: a thread, or a task of asyncio.
 
 A thread begins with the default; a task, and what ``asyncio.to_thread`` runs, with the setting where it was started.
-Backward runs in whatever thread the autograd engine has: a Function keeps what its forward had (:func:`keeping`).
+Backward runs in whatever thread the autograd engine has: a Function runs it :func:`during` what its forward had.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch._C._dynamo import eval_frame
 
-__all__ = ["Setting", "Settings", "batch_invariant_while_compiling", "current", "default", "keeping", "run_as_it_is"]
+from ._torch import autograd_context, constant_while_compiling, not_compiled
+
+__all__ = ["Setting", "Settings", "batch_invariant_while_compiling", "current", "default", "during"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def run_as_it_is(function: Any) -> None:
-    """Dynamo does not compile a call of ``function`` from a frame that it has left, where it would take itself to be
-    compiling; what it traces from its own frames stays as it is. ``torch.compiler.disable`` would import Dynamo.
-    """
-    skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
-    eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, default))
 
 
 class Settings(NamedTuple):
@@ -41,6 +34,8 @@ default = Settings("auto", False)
 """Where nothing is set; :mod:`bp_torch.backends` reads it from the environment."""
 were_set = False
 """Whether a block was ever entered; until then nobody need look further."""
+triton_was_asked_for = False
+"""Whether the backend ``"triton"`` ever was: until then no kernel runs on the CPU."""
 batch_invariant_is_open = False
 """Whether a block of ``batch_invariant()`` is open anywhere."""
 
@@ -52,7 +47,11 @@ _open_blocks = 0
 class _Thread(threading.local):
     def __init__(self) -> None:  # the object's own, or compilers would not guard on them
         self.open_blocks = 0
-        self.batch_invariant_is_open = False
+        self.triton_was_asked_for = False
+
+
+"""Whether the backend ``"triton"`` ever was: until then no kernel runs on the CPU."""
+batch_invariant_is_open = False
 
 
 _thread = _Thread()
@@ -61,10 +60,9 @@ _thread = _Thread()
 def current() -> Settings:
     """This context's settings."""
     settings = _settings.get()
-    if settings is None and torch._C._is_key_in_tls("context"):
-        # A thread of the autograd engine: torch.autograd leaves the context that asked for the gradients here.
-        context = torch._C._get_obj_in_tls("context")
-        settings = context.get(_settings) if isinstance(context, Context) else None
+    if settings is None:
+        context = autograd_context()
+        settings = None if context is None else context.get(_settings)
     return default if settings is None else settings
 
 
@@ -73,12 +71,9 @@ def batch_invariant_while_compiling() -> bool:
     return _batch_invariant_now(batch_invariant_is_open, _thread.batch_invariant_is_open)
 
 
+@constant_while_compiling
 def _batch_invariant_now(*_guarded: bool) -> bool:
     return current().batch_invariant
-
-
-# What torch.compiler.assume_constant_result sets, which imports Dynamo.
-_batch_invariant_now._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Setting:
@@ -88,12 +83,13 @@ class Setting:
         self.name, self.changes = name, changes
 
     def __enter__(self) -> None:
-        global were_set
+        global were_set, triton_was_asked_for
         if torch.compiler.is_compiling():  # whose graphs run the formulas, whatever the backend
             if self.changes.get("batch_invariant"):
                 raise RuntimeError("batch_invariant(): expected eager mode, got a compiler, which orders sums itself")
             return
         were_set = True
+        triton_was_asked_for = triton_was_asked_for or self.changes.get("backend") == "triton"
         self._count(1)
         before = current()
         _settings.set(before._replace(**self.changes, before=before))
@@ -137,7 +133,8 @@ class Setting:
 
 
 @contextmanager
-def _as(settings: Settings) -> Iterator[None]:
+def during(settings: Settings) -> Iterator[None]:
+    """Inside the block these, whatever was set."""
     token = _settings.set(settings)
     try:
         yield
@@ -145,35 +142,5 @@ def _as(settings: Settings) -> Iterator[None]:
         _settings.reset(token)
 
 
-def keeping(function: Any) -> Any:
-    """``function``, or where settings differ from the default its subclass whose backward runs by those of forward."""
-    if current()[:2] == default[:2]:
-        return function
-    if function.kept is None:
-        function.kept = _keeping(function)
-    return function.kept
-
-
-def _keeping(function: Any) -> Any:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.settings = current()
-        function.setup_context(ctx, inputs, output)
-
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        with _as(ctx.settings):
-            return function.backward(ctx, *gradients)
-
-    def forward_and_save(ctx: Any, *args: Any) -> Any:
-        ctx.settings = current()
-        return function.forward_and_save(ctx, *args)
-
-    members = {"setup_context": setup_context, "backward": backward}
-    if hasattr(function, "forward_and_save"):
-        members["forward_and_save"] = forward_and_save
-    members["jvp_rule"] = function.jvp_rule
-    static = {name: staticmethod(member) for name, member in members.items()}
-    return type(function)(function.__name__, (function,), {**static, "__module__": function.__module__})
-
-
-for _function in (Setting.__enter__, Setting.__exit__, current, keeping, _keeping):
-    run_as_it_is(_function)
+for _function in (Setting.__enter__, Setting.__exit__, current):
+    not_compiled(_function)

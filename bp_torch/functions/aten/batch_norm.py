@@ -1,6 +1,6 @@
 """Batch norm by ATen's CPU kernels, which do several passes of the formulas in one.
 
-They serve while no graph is recorded; the formulas stand in batch_norm.py, with their symbols.
+The formulas stand in ../batch_norm.py, with their symbols.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .channels import channel, count_of, dims_of
-from .function import is_plain, wide
+from ...mode import wide
+from ..batch_norm import BatchNormFunction, NormalizeFunction, Saved, gradients_of, result_dtype
+from ..channels import channel, count_of, dims_of
+from ..epilogue import Epilogue
+from ..function import ATEN
+from ..sync_batch_norm import SyncStatisticsFunction, centred, merged
+from . import epilogue
 
-__all__ = ["fused_backward", "fused_forward", "fused_normalize", "is_fused"]
+__all__ = ["is_fused", "normalize"]
 
 aten = torch.ops.aten
 
@@ -21,36 +26,31 @@ CHUNK = 2**18
 """Elements that one step of a pass takes: what it computes on the way stays in a core's cache."""
 
 
-def is_fused(x: Tensor, dz: Tensor | None = None) -> bool:
-    """Whether ATen's kernels serve for x, and for a gradient dz."""
-    return (
-        x.device.type == "cpu"
-        and is_plain(x, dz)
-        and x.numel() > 0
-        and (dz is None or dz.dtype == torch.promote_types(x.dtype, torch.float32))
-    )
+def is_fused(x: Tensor) -> bool:
+    """Whether ATen's kernels serve for x."""
+    return x.is_cpu and x.numel() > 0
 
 
 def _native(*parameters: Tensor | None) -> list[Tensor | None]:
     return [None if p is None else wide(p) for p in parameters]
 
 
-def fused_normalize(
+def normalize(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
-    residual: Tensor | None,
+    r: Tensor | None,
     mean: Tensor,
     var: Tensor,
     eps: float,
 ) -> Tensor:
     """z, by statistics that are given."""
     z, _, _ = aten.native_batch_norm(wide(x), *_native(gamma, beta, mean, var), False, 0.0, eps)
-    return _add(z, residual)
+    return _add(z, r)
 
 
-def fused_forward(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float
+def _with_statistics(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, mean, var.
 
@@ -69,12 +69,12 @@ def fused_forward(
             most = (2**26 * 1e-5) ** 2 / n
             exact = float(mean.square().sub_(var, alpha=most).amax()) <= 0
         if exact:  # var moved from 0 by its whole way to the unbiased variance
-            return _add(z, residual), mean, var.mul_((n - 1) / n)
-    return _accurate_forward(x, gamma, beta, residual, eps)
+            return _add(z, r), mean, var.mul_((n - 1) / n)
+    return _accurate_forward(x, gamma, beta, r, eps)
 
 
 def _accurate_forward(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, eps: float
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, mean, var, whatever the mean.
 
@@ -95,17 +95,17 @@ def _accurate_forward(
         var, rest = torch.var_mean(z, dims_of(z), correction=0)
         z, _, _ = aten.native_batch_norm(z, *_native(gamma, beta), rest, var, False, 0.0, eps)
         mean = torch.where(mean.isfinite(), mean + rest, mean)  # an infinity stays one
-    return _add(z, residual), mean, var
+    return _add(z, r), mean, var
 
 
-def _add(z: Tensor, residual: Tensor | None) -> Tensor:
+def _add(z: Tensor, r: Tensor | None) -> Tensor:
     """z + r, in z where it fits."""
-    if residual is None:
+    if r is None:
         return z
-    return z.add_(residual) if z.dtype == torch.promote_types(z.dtype, residual.dtype) else z + residual
+    return z.add_(r) if z.dtype == torch.promote_types(z.dtype, r.dtype) else z + r
 
 
-def fused_backward(
+def _through_statistics(
     ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor, training: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dγ, dβ."""
@@ -113,7 +113,7 @@ def fused_backward(
     statistics = (mean, var, None, None) if s is None else (None, None, mean, s)
     needs = list(ctx.needs_input_grad[:3])
     # Whether dz was made here, and is nobody's gradient.
-    ours = (ctx.activation != "identity" or ctx.p > 0) and ctx.dtypes[3] is None
+    ours = (ctx.e.told_by or ctx.e.p > 0) and ctx.dtypes[3] is None
     if s is None or not (ours and needs[0] and x.numel() > CHUNK and x.dtype == dz.dtype):
         return aten.native_batch_norm_backward.default(
             dz, wide(x), *_native(gamma, *statistics), training, ctx.eps, needs
@@ -131,3 +131,74 @@ def fused_backward(
         torch.addcmul(shift, dz[i], k, out=dz[i])
         dz[i].addcmul_(x[i] - mean, of_xhat)
     return dz, dgamma if needs[1] else None, dbeta if needs[2] else None
+
+
+def _forward(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, m: Tensor | None, eps: float, e: Epilogue
+) -> Any:
+    if not is_fused(x):
+        return NotImplemented
+    z, mean, var = _with_statistics(x, gamma, beta, r, eps)
+    return epilogue.forward(e, z, m)[0].to(result_dtype(x, r)), mean, var
+
+
+def _apply(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    r: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    m: Tensor | None,
+    eps: float,
+    e: Epilogue,
+) -> Any:
+    if not is_fused(x):
+        return NotImplemented
+    return epilogue.forward(e, normalize(x, gamma, beta, r, mean, var, eps), m)[0].to(result_dtype(x, r))
+
+
+def _dz(ctx: Any, dy: Tensor, saved: Saved) -> Tensor:
+    """m ⊙ dy / (1 - p) ⊙ f′(z), wide."""
+    dy, s = wide(dy), saved.y
+    if s is None and ctx.e.told_by:
+        s = normalize(*saved[:6], ctx.eps)
+        s = epilogue.activate(ctx.e, s) if ctx.e.told_by == "a" else s
+    return epilogue.backward(ctx.e, dy, s if s is None else s.to(dy.dtype), saved.m)
+
+
+def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None) -> Any:
+    saved = Saved(*ctx.saved_tensors)
+    if dy is None or dmean is not None or dvar is not None or not _serves(saved, dy):
+        return NotImplemented
+    dz = _dz(ctx, dy, saved)
+    of_x = _through_statistics(ctx, dz, saved.x, saved.gamma, saved.mean, saved.var, training=True)
+    return *gradients_of(ctx, *of_x, dz), None, None, None
+
+
+def _apply_backward(ctx: Any, dy: Tensor) -> Any:
+    saved = Saved(*ctx.saved_tensors)
+    if any(ctx.needs_input_grad[4:6]) or not _serves(saved, dy):
+        return NotImplemented
+    dz = _dz(ctx, dy, saved)
+    of_x = _through_statistics(ctx, dz, saved.x, saved.gamma, saved.mean, saved.var, training=False)
+    return *gradients_of(ctx, *of_x, dz), None, None, None, None, None
+
+
+def _serves(saved: Saved, dy: Tensor) -> bool:
+    """Whether dz will have the dtype that x is computed in: a residual of a wider one makes it wider."""
+    x = saved.x
+    return x is not None and is_fused(x) and wide(dy).dtype == torch.promote_types(x.dtype, torch.float32)
+
+
+def _statistics(x: Tensor, group: Any) -> Any:
+    if not is_fused(x):
+        return NotImplemented
+    mean, z = centred(x)
+    rest, var = torch.batch_norm_update_stats(z, None, None, 0.0)
+    return merged(x, mean, rest, var, group)
+
+
+BatchNormFunction.faster(ATEN, forward=_forward, backward=_backward)
+NormalizeFunction.faster(ATEN, forward=_apply, backward=_apply_backward)
+SyncStatisticsFunction.faster(ATEN, forward=_statistics)

@@ -1,0 +1,34 @@
+"""Faster ways by ATen's own kernels, several passes of a formula in one; some serve on the CPU alone.
+
+A file for each layer, which registers them.
+"""
+
+from . import (
+    activation,
+    batch_norm,
+    cross_entropy,
+    dense,
+    dropout,
+    epilogue,
+    loss,
+    mlp,
+    nll_loss,
+    penalty,
+    residual,
+    softmax,
+)
+
+__all__ = [
+    "activation",
+    "batch_norm",
+    "cross_entropy",
+    "dense",
+    "dropout",
+    "epilogue",
+    "loss",
+    "mlp",
+    "nll_loss",
+    "penalty",
+    "residual",
+    "softmax",
+]
