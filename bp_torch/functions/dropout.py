@@ -64,12 +64,12 @@ def draw_mask(
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
-    if triton is not None:
-        return triton.dropout.new_seed(x.device, generator)
     if type(x) not in PLAIN or torch.compiler.is_compiling() or is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
+    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
+    if triton is not None:
+        return triton.dropout.new_seed(x.device, generator)
     if x.device.type != "cpu" or are_transforms_active():
         return torch.rand(size, generator=generator, device=x.device) >= p  # vmap's ``randomness`` governs it
     # Several times faster than bernoulli_ or rand: each 64-bit draw serves two or four elements.

@@ -256,6 +256,8 @@ def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, boo
     if mode == PLAINLY and any(way.forward or way.forward_and_save for way in ways):
         members["forward"] = _forward_by(ways, function)
         members["setup_context"] = torch.autograd.Function.setup_context  # as not overridden: forward does both
+    elif mode in (BACKWARD_PLAINLY, FORWARD_MODE):  # where a promise is kept by other operators alone
+        members |= {"forward": way.forward for way in ways if way.kind == BATCH_INVARIANT and way.forward is not None}
     backward = function.backward
     if mode in (PLAINLY, BACKWARD_PLAINLY) and any(way.backward for way in ways):
         members["backward"] = backward = _backward_by(ways, function)
