@@ -89,8 +89,8 @@ def batch_invariant() -> Setting:
 
     The setting is that of the thread or the task, as :func:`backend`'s. Under torch.func transforms and torch.compile,
     these layers (cross-entropy excepted) raise a RuntimeError, because the order of sums is not this package's there.
-    Compilers tell threads apart, and not the tasks of one thread: what one task has compiled while another was inside a block
-    does not notice that it is called there.
+    Compilers tell threads apart, and not the tasks of one thread: what one task has compiled while another was inside a
+    block does not notice that it is called there.
     """
     return Setting("batch_invariant", batch_invariant=True)
 

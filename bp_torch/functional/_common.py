@@ -212,27 +212,28 @@ def activation_arguments(
     return name, tuple(map(float, values))
 
 
-USUAL: dict[tuple[str | None, float], Epilogue] = {}
-"""Of an activation with its defaults and of p: kept, because a look here takes less time than the checks."""
+USUAL: dict[tuple[str | None, float, bool], Epilogue] = {}
+"""By an activation with its defaults, p, and whether dropout acts: a look here takes less time than the checks."""
 
 
 def epilogue_of(
-    function: str, activation: str | None, parameters: Mapping[str, float] | None, p: float = 0.0
+    function: str, activation: str | None, parameters: Mapping[str, float] | None, p: float = 0.0, training: bool = True
 ) -> Epilogue:
-    """What follows a layer, from a name, the parameters that differ from the default, and the dropout probability.
+    """What follows a layer, from a name, the parameters that differ from the default, and the dropout probability,
+    which counts in ``training`` alone.
 
     Raises:
         TypeError: the activation is no name.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
     eager = not parameters and (activation is None or type(activation) is str) and not torch.compiler.is_compiling()
-    if eager and (e := USUAL.get((activation, p))) is not None:
+    if eager and (e := USUAL.get((activation, p, training))) is not None:
         return e
     name, values = activation_arguments(function, activation, parameters)
     check_probability(function, p)
-    e = Epilogue(name, values, p)
+    e = Epilogue(name, values, p if training else 0)
     if eager and type(p) in (float, int) and len(USUAL) < 1024:
-        USUAL[activation, p] = e
+        USUAL[activation, p, training] = e
     return e
 
 
