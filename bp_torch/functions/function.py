@@ -191,8 +191,7 @@ def _has_tangent(arg: Any) -> bool:
 def _call_compiled(function: type[Function], args: tuple[Any, ...]) -> Any:
     from ..backends import is_batch_invariant
 
-    if is_batch_invariant():  # asked where a compiler sees it, so that another setting is compiled anew
-        _refuse(function)
+    is_batch_invariant()  # where a compiler sees it, so that another setting is compiled anew; ``apply`` refuses it
     _keep_whole()
     return function.apply(*args)
 
@@ -237,12 +236,7 @@ def _device_type(args: tuple[Any, ...]) -> str:
 
 def _refuse_batch_invariance(function: type[Function]) -> None:
     """RuntimeError if :func:`bp_torch.batch_invariant` is on and promises something of this Function."""
-    if settings.were_set and settings.current().batch_invariant:
-        _refuse(function)
-
-
-def _refuse(function: type[Function]) -> None:
-    if function.promises_batch_invariance:
+    if settings.were_set and settings.current().batch_invariant and function.promises_batch_invariance:
         raise RuntimeError(
             "batch_invariant(): expected ordinary tensors in eager mode, got a transform, a compiler or a tensor "
             "subclass, which choose the order of sums themselves"
