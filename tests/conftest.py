@@ -30,7 +30,7 @@ from seeds import INPUTS_SEED
 
 import bp_torch
 
-pytest_plugins = ["contracts"]
+pytest_plugins = ["contracts", "pytester"]
 
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     # inductor's cache would give code for vectors that its compiler is then not told of.
@@ -140,16 +140,6 @@ def on_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if name is None:
         yield None
         return
-    from contracts import LAUNCHED
-
-    if name == "triton":
-        from triton.runtime.interpreter import GridExecutor
-
-        def launch(self: GridExecutor, *args: object, original=GridExecutor.__call__, **options: object) -> None:
-            request.node.stash[LAUNCHED] = request.node.stash.get(LAUNCHED, 0) + 1
-            original(self, *args, **options)
-
-        monkeypatch.setattr(GridExecutor, "__call__", launch)
     monkeypatch.setenv("BP_TORCH_BACKEND", name)  # for the processes that a test starts
     # The interpreter computes with numpy, which warns of an infinity where a GPU does not.
     with bp_torch.backend(name), np.errstate(all="ignore"):

@@ -2,15 +2,20 @@
 
 A test that shows a contract carries ``@pytest.mark.contract("double backward")``; the Function is the ``function`` of
 its ``case`` parameter, or is named in the marker. ``pytest --contracts docs/contracts.md`` writes the table of a
-whole run.
+whole run. A test on the kernels' backend counts for the kernels if it launched one.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import triton
+from triton.runtime.interpreter import GridExecutor
 
 # In the order of the table: (name, what was checked).
 CONTRACTS = {
@@ -37,10 +42,15 @@ BACKENDS = {
     "triton": "The Triton kernels, in the interpreter on the CPU, in float32",
     "gpu": "The Triton kernels, on a GPU, in float32",
 }
-LAUNCHED = pytest.StashKey[int]()
-"""How many kernels a test has launched that runs on each backend (see conftest.py)."""
 
-Outcomes = dict[tuple[str, str, str], list[bool]]  # (backend, function, contract) → passed
+
+class Outcome(NamedTuple):
+    passed: bool
+    launches: int
+    """How many kernels the test launched."""
+
+
+Outcomes = dict[tuple[str, str, str], list[Outcome]]  # (backend, function, contract) → of each test
 
 
 class Collector:
@@ -51,14 +61,23 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
+        launches = sum(value for key, value in report.user_properties if key == "launches")
         for key, value in report.user_properties:
             if key == "contract" and not report.skipped:
-                self.outcomes[tuple(value)].append(report.passed)
+                self.outcomes[tuple(value)].append(Outcome(report.passed, launches))
 
     def pytest_sessionfinish(self) -> None:
         if self.outcomes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(table(self.outcomes), encoding="utf-8")
+
+
+def cell(backend: str, outcomes: list[Outcome]) -> str:
+    """A test that launched no kernel shows nothing about the kernels, so theirs are counted without it."""
+    if not all(outcome.passed for outcome in outcomes):
+        return "**fail**"
+    shown = len([outcome for outcome in outcomes if outcome.launches or backend == "torch"])
+    return f"pass ({shown})" if shown else f"no launch ({len(outcomes)})" if outcomes else ""
 
 
 def table(outcomes: Outcomes) -> str:
@@ -67,6 +86,8 @@ def table(outcomes: Outcomes) -> str:
         "",
         "Written by the test-suite (`make test`), not by hand. A cell counts the tests that showed the contract for",
         "that Function; one failure makes it **fail**; an empty cell means that the contract says nothing there.",
+        "For the kernels it counts the tests that launched one. **no launch** says that so many passed, all of them by",
+        "the torch formulas: that shows nothing about a kernel.",
     ]
     for backend, title in BACKENDS.items():
         functions = sorted({function for name, function, _ in outcomes if name == backend})
@@ -75,10 +96,7 @@ def table(outcomes: Outcomes) -> str:
         contracts = [c for c in CONTRACTS if any((backend, function, c) in outcomes for function in functions)]
         lines += ["", f"## {title}", "", f"| Function | {' | '.join(contracts)} |", "|---" * (len(contracts) + 1) + "|"]
         for function in functions:
-            cells = []
-            for contract in contracts:
-                results = outcomes.get((backend, function, contract), [])
-                cells.append("" if not results else f"pass ({len(results)})" if all(results) else "**fail**")
+            cells = [cell(backend, outcomes.get((backend, function, contract), [])) for contract in contracts]
             lines.append(f"| {function} | {' | '.join(cells)} |")
     lines += ["", "## What each contract means here", ""]
     lines += [f"- **{name}**: {meaning}." for name, meaning in CONTRACTS.items()]
@@ -109,9 +127,33 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.user_properties.append(("contract", (backend, function, contract)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """A test on the kernels' backend that launched none, such as one in float64, shows nothing about the kernels."""
-    backend = item.callspec.params.get("on_backend") if hasattr(item, "callspec") else None
-    if backend == "triton" and call.when == "call" and not item.stash.get(LAUNCHED, 0):
-        item.user_properties[:] = [pair for pair in item.user_properties if pair[0] != "contract"]
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Counts what a test of a contract launches."""
+    if not any(key == "contract" for key, _ in item.user_properties):
+        return (yield)
+    with counted_launches() as launches:
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append(("launches", len(launches)))
+
+
+@contextlib.contextmanager
+def counted_launches() -> Iterator[list[object]]:
+    """Inside, each launch of a Triton kernel adds to the list, in the interpreter as on a GPU."""
+    launches: list[object] = []
+    run = GridExecutor.__call__
+
+    def launch(self: GridExecutor, *arguments: object, **options: object) -> None:
+        launches.append(self)
+        run(self, *arguments, **options)
+
+    hooks = triton.knobs.runtime.launch_enter_hook
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridExecutor, "__call__", launch)
+        hooks.add(launches.append)
+        try:
+            yield launches
+        finally:
+            hooks.remove(launches.append)

@@ -68,11 +68,15 @@ LOG2_E = np.float32(math.log2(math.e))
 
 
 def _inexact(exact: np.ndarray, ulps: float) -> np.ndarray:
-    """float64 to float32, off by up to so many units in the last place, by the same each time; what is exact stays."""
+    """float64 to float32, off by up to so many units in the last place, by the same each time; what is exact stays.
+
+    So does what is less than a normal number, which has no last place: a chip flushes it to 0.
+    """
     rounded = exact.astype(np.float32)
     noise = (rounded.view(np.uint32) * np.uint32(2654435761) >> np.uint32(8)) / 2.0**23 - 1  # from -1 to 1
     off = (exact + noise * ulps * np.spacing(np.abs(rounded)).astype(np.float64)).astype(np.float32)
-    return np.where(np.isfinite(rounded) & (exact != rounded), off, rounded)
+    normal = np.isfinite(rounded) & (np.abs(rounded) >= np.finfo(np.float32).tiny)
+    return np.where(normal & (exact != rounded), off, rounded)
 
 
 def _exp2(x: np.ndarray) -> np.ndarray:

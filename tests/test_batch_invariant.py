@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from device import DEVICE
-from exact import Result, assert_as_good_as_torch, wide
+from exact import assert_as_good_as_torch, wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -64,12 +64,12 @@ def test_linear(backend: str, dtype: torch.dtype, inner: int, outer: int, bias: 
     x = make(ROWS, inner, dtype=dtype)
     assert_rows_stand_alone(lambda x: bpF.linear(x, W, b), x, every=1)
 
-    def draw() -> list[Result]:
-        x, W = make(ROWS, inner, dtype=dtype), make(outer, inner, dtype=dtype)
-        exact = wide(x) @ wide(W).T + (0 if b is None else wide(b))
-        return [Result(bpF.linear(x, W, b), torch.nn.functional.linear(x, W, b), exact)]
-
-    assert_as_good_as_torch(draw)
+    assert_as_good_as_torch(
+        lambda x, W: bpF.linear(x, W, b),
+        lambda x, W: torch.nn.functional.linear(x, W, b),
+        lambda: (make(ROWS, inner, dtype=dtype), make(outer, inner, dtype=dtype)),
+        exact=lambda x, W: wide(x) @ wide(W).T + (0 if b is None else wide(b)),
+    )
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="torch's products on the CPU")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import jsonargparse
 import pytest
 import torch
 from cases import torch_activation, widest
-from exact import Result, assert_as_good_as_torch
+from exact import assert_as_good_as_torch
 from torch import Tensor
 
 from bp_torch import nn
@@ -45,24 +46,29 @@ def by_torch(mlp: nn.MLP, x: Tensor, key: str, norm: str | None, residual: bool)
 def test_equals_torchs_layers(key: str, norm: str | None, residual: bool, bias: bool) -> None:
     mlp = nn.MLP(5, WIDTHS, 3, activation=key, norm=norm, residual=residual, bias=bias, dtype=widest())
 
-    def both(mlp: nn.MLP, x: Tensor, dy: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """y and the gradients of x and of each parameter, of ours and by torch."""
-        x = x.requires_grad_()
-        wanted = [x, *mlp.parameters()]
-        ys = mlp(x), by_torch(mlp, x, key, norm, residual)
-        ours, theirs = ([y, *torch.autograd.grad(y, wanted, dy)] for y in ys)
-        return ours, theirs
+    in_double = copy.deepcopy(mlp).double()
 
-    def draw() -> list[Result]:
+    def results(f: Callable[[nn.MLP, Tensor], Tensor], x: Tensor, dy: Tensor) -> list[Tensor]:
+        """y and the gradients of x and of each parameter."""
+        model, x = in_double if x.dtype == torch.float64 else mlp, x.detach().requires_grad_()
+        y = f(model, x)
+        return [y, *torch.autograd.grad(y, [x, *model.parameters()], dy)]
+
+    def ours(x: Tensor, dy: Tensor) -> list[Tensor]:
+        return results(lambda model, x: model(x), x, dy)
+
+    def theirs(x: Tensor, dy: Tensor) -> list[Tensor]:
+        return results(lambda model, x: by_torch(model, x, key, norm, residual), x, dy)
+
+    def draw(rows: int = 128) -> tuple[Tensor, Tensor]:
         # Of few rows a batch's variance may be near 0, where luck decides how far off float32 is.
-        x, dy = torch.randn(128, 5, dtype=widest()), torch.randn(128, 3, dtype=widest())
-        _, exact = both(copy.deepcopy(mlp).double(), x.double(), dy.double())
-        return list(map(Result, *both(mlp, x, dy), exact))
+        return torch.randn(rows, 5, dtype=widest()), torch.randn(rows, 3, dtype=widest())
 
     if widest() == torch.float64:
-        torch.testing.assert_close(*both(mlp, torch.randn(7, 5, dtype=widest()), torch.randn(7, 3, dtype=widest())))
+        given = draw(7)
+        torch.testing.assert_close(ours(*given), theirs(*given))
     else:
-        assert_as_good_as_torch(draw)
+        assert_as_good_as_torch(ours, theirs, draw)
 
 
 @pytest.mark.parametrize("norm", [None, "batch"])

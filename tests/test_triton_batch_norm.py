@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from cases import torch_activation
 from device import DEVICE
-from exact import Result, assert_as_good_as_torch
+from exact import assert_as_good_as_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seeds import INPUTS_SEED
@@ -135,23 +135,32 @@ def check(make: Callable[[], list[Tensor]], key: str = "identity", statistics: A
     roundings of each of their terms are allowed besides, which at random add up as squares do.
     """
     dtypes: list[torch.dtype] = []
-    wide = [s if s is None else s.double() for s in statistics]
 
-    def draw() -> list[Result]:
-        x, gamma, beta, *residual = inputs = make()
-        dy = torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(x.dtype)
-        constants = (key, statistics) if residual else (None, key, statistics)
-        found, torchs = (results(f, inputs, dy, *constants) for f in (ours, theirs))
-        r = residual[0] if residual else torch.zeros_like(x)
-        right = results(theirs, [t.double() for t in (x, gamma, beta, r)], dy.double(), key, wide)
+    def by(f: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+        def run(dy: Tensor, *inputs: Tensor) -> list[Tensor]:
+            given = statistics if dy.dtype != torch.float64 else [s if s is None else s.double() for s in statistics]
+            return results(f, list(inputs), dy, *((key, given) if len(inputs) == 4 else (None, key, given)))
+
+        return run
+
+    def draw() -> list[Tensor]:
+        x, *others = make()
+        return [torch.randn(x.shape, dtype=torch.float64, device=DEVICE).to(x.dtype), x, *others]
+
+    def slack(dy: Tensor, x: Tensor, *others: Tensor) -> list[Tensor | float]:
+        r = others[2] if len(others) == 3 else torch.zeros_like(x)
+        dz = by(theirs)(*(t.double() for t in (dy, x, *others[:2], r)))[4]
+        xhat = by(lambda x, *_: theirs(x, None, None, None, "identity", _[-1]))(dy.double(), x.double())[0]
         dims = [0, *range(2, x.dim())]
-        dz, xhat = right[4], theirs(x.double(), None, None, None, "identity", wide)
-        slacks = [0.0, 0.0, *(2 * 2**-24 * terms.square().sum(dims).sqrt() for terms in (dz * xhat, dz)), 0.0]
-        dtypes[:] = [t.dtype for t in found]
-        count = len(found)
-        return list(map(Result, found, torchs, right[:count], slacks[:count]))
+        sums = [2 * 2**-24 * terms.square().sum(dims).sqrt() for terms in (dz * xhat, dz)]
+        return [0.0, 0.0, *sums, 0.0][: 2 + len(others)]
 
-    assert_as_good_as_torch(draw)
+    def seen(*inputs: Tensor) -> list[Tensor]:
+        found = by(ours)(*inputs)
+        dtypes[:] = [t.dtype for t in found]
+        return found
+
+    assert_as_good_as_torch(seen, by(theirs), draw, slack=slack)
     return dtypes
 
 

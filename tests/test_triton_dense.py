@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import torch_activation
 from device import DEVICE
-from exact import Result, assert_as_good_as_torch
+from exact import assert_as_good_as_torch
 from torch import Tensor
 
 import bp_torch
@@ -43,12 +43,10 @@ def product(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
 def test_shapes_around_the_tiles(dtype: torch.dtype, shape: tuple[int, int, int], bias: bool) -> None:
     M, N, K = shape
 
-    def draw() -> list[Result]:
-        x, W, b = make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
-        exact = torch.nn.functional.linear(x.double(), W.double(), None if b is None else b.double())
-        return [Result(product(x, W, b), torch.nn.functional.linear(x, W, b), exact)]
+    def draw() -> tuple[Tensor, Tensor, Tensor | None]:
+        return make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
 
-    assert_as_good_as_torch(draw)
+    assert_as_good_as_torch(product, torch.nn.functional.linear, draw)
 
 
 def test_tiles_are_visited_once_whatever_their_number() -> None:
@@ -116,25 +114,22 @@ def test_epilogue(dtype: torch.dtype, key: str, store: str, p: float, with_resid
     seed = kernels.random.new_seed(torch.device(DEVICE)) if p else None
     mask = kernels.random.mask(seed, (9, 12), p) if p else None
 
-    def parts(*tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        x, W, b, r = tensors
+    def parts(x: Tensor, W: Tensor, b: Tensor, r: Tensor | None) -> list[Tensor]:
         z = torch.nn.functional.linear(x, W, b)
         a = torch_activation(key)(z, *parameters)
         y = a if mask is None else a * mask / (1 - p)
-        return y if r is None else y + r, z, a
+        return [y if r is None else y + r, *{"": [], "z": [z], "a": [a]}[store]]
 
-    def draw() -> list[Result]:
-        x, W, b = make(9, 17, dtype=dtype), make(12, 17, dtype=dtype), make(12, dtype=dtype)
-        r = make(9, 12, dtype=dtype) if with_residual else None
+    def ours(x: Tensor, W: Tensor, b: Tensor, r: Tensor | None) -> list[Tensor]:
         y, s = gemm.forward(x, W, b, r, seed, p, key, parameters, store)
-        theirs = parts(x, W, b, r)
-        exact = parts(*(None if t is None else t.double() for t in (x, W, b, r)))
         assert (s is None) == (store == "")
-        index = 1 if store == "z" else 2
-        stored = [] if s is None else [Result(s, theirs[index], exact[index])]
-        return [Result(y, theirs[0], exact[0]), *stored]
+        return [y] if s is None else [y, s]
 
-    assert_as_good_as_torch(draw)
+    def draw() -> list[Tensor | None]:
+        shapes = [(9, 17), (12, 17), (12,), (9, 12) if with_residual else None]
+        return [None if shape is None else make(*shape, dtype=dtype) for shape in shapes]
+
+    assert_as_good_as_torch(ours, parts, draw)
 
 
 def test_a_wider_residual_widens_the_output() -> None:

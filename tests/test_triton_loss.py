@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from device import DEVICE
-from exact import Result, assert_as_good_as_torch
+from exact import assert_as_good_as_torch
 from torch import Tensor
 
 import bp_torch
@@ -39,7 +39,7 @@ def _triton() -> Iterator[None]:
         yield
 
 
-def with_gradients(f: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def with_gradients(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """The loss and the gradient of each input, for an upstream gradient that differs from position to position."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     loss = f(*leaves)
@@ -56,12 +56,11 @@ def moved(t: Tensor) -> Tensor:
 def check(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *inputs: Tensor) -> None:
     """The loss and its gradients, for these inputs moved slightly."""
 
-    def draw() -> list[Result]:
-        drawn = tuple(map(moved, inputs))
-        exact = with_gradients(theirs, tuple(t.double() for t in drawn))
-        return list(map(Result, with_gradients(ours, drawn), with_gradients(theirs, drawn), exact))
-
-    assert_as_good_as_torch(draw)
+    assert_as_good_as_torch(
+        lambda *drawn: with_gradients(ours, drawn),
+        lambda *drawn: with_gradients(theirs, drawn),
+        lambda: list(map(moved, inputs)),
+    )
 
 
 def classes(shape: tuple[int, ...], ignored: int | None = None) -> Tensor:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from cases import torch_activation
 from device import DEVICE
-from exact import Result
 from exact import assert_as_good_as_torch as judge
 from torch import Tensor
 
@@ -36,24 +35,23 @@ def by_layers(x: Tensor, Ws: list[Tensor], bs: list[Tensor], key: str) -> Tensor
 
 def assert_as_good_as_torch(x: Tensor, Ws: list[Tensor], bs: list[Tensor], key: str, recompute: bool = False) -> int:
     """y and every gradient. Returns how often the network ran."""
-    leaves = [x, *Ws, *bs]
 
-    def run(f, given: list[Tensor]) -> list[Tensor]:
+    def run(f, dy: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
+        given = [t.detach().requires_grad_() for t in leaves]
         y = f(given[0], given[1 : 1 + len(Ws)], given[1 + len(Ws) :], key)
-        dy = torch.cos(torch.arange(y.numel(), device=DEVICE)).reshape(y.shape).to(y.dtype)
         return [y, *torch.autograd.grad(y, given, dy)]
 
+    dy = torch.cos(torch.arange(x[..., 0].numel() * len(Ws[-1]), device=DEVICE)).view(*x.shape[:-1], -1).to(x.dtype)
+
+    @bp_torch.backend("triton")
     def ours(x, Ws, bs, key):
         return bpF.mlp(x, Ws, bs or None, activation=key, recompute=recompute)
 
-    def draw() -> list[Result]:
-        given = [(t * (1 + 0.1 * torch.randn_like(t))).detach().requires_grad_() for t in leaves]
-        with bp_torch.backend("triton"):
-            found = run(ours, given)
-        exact = run(by_layers, [t.detach().double().requires_grad_() for t in given])
-        return list(map(Result, found, run(by_layers, given), exact))
-
-    return judge(draw)
+    return judge(
+        lambda dy, *given: run(ours, dy, given),
+        lambda dy, *given: run(by_layers, dy, given),
+        lambda: [t * (1 + 0.1 * torch.randn_like(t)) for t in (dy, x, *Ws, *bs)],
+    )
 
 
 @pytest.fixture

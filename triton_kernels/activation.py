@@ -43,10 +43,11 @@ def tanh(x):
 
 @triton.jit
 def expm1_negative(x):
-    """e^x - 1 for x ≤ 0; near 0 by its series."""
-    p = 1 + x * (1 / 5) * (1 + x * (1 / 6) * (1 + x * (1 / 7) * (1 + x * (1 / 8))))
-    series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * (1 + x * (1 / 4) * p)))
-    return tl.where(x > -0.4, series, exp(x) - 1)
+    """e^x - 1 for x ≤ 0; by its series where the difference is less than e^x and would lose digits of it."""
+    p = 1 + x * (1 / 7) * (1 + x * (1 / 8) * (1 + x * (1 / 9) * (1 + x * (1 / 10))))
+    p = 1 + x * (1 / 4) * (1 + x * (1 / 5) * (1 + x * (1 / 6) * p))
+    series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * p))
+    return tl.where(x > -0.7, series, exp(x) - 1)
 
 
 @triton.jit
@@ -201,7 +202,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     elif KEY == "sigmoid":
         return s * (1 - s)
     elif KEY == "tanh":
-        return 1 - s * s
+        return (1 - s) * (1 + s)  # without the rounding of s², which 1 - s² would keep
     elif KEY == "softplus":
         if OUTPUT:
             return tl.where(s * a > b, 1.0, -expm1_negative(-a * s))
