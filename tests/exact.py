@@ -86,6 +86,7 @@ def assert_as_good_as_torch(
     draw: Callable[[], Sequence[Any]],
     exact: Function | None = None,
     slack: Function | None = None,
+    once: bool = False,
 ) -> int:
     """``ours`` and ``theirs`` take what ``draw`` gives, new inputs each time. Returns how often it was called.
 
@@ -102,6 +103,7 @@ def assert_as_good_as_torch(
         exact: the same in more digits; else it is ``theirs`` in float64.
         slack: what is allowed beside the rounding, element by element, as many tensors or numbers as there are results;
             a test that gives it says why.
+        once: judge the elements of one draw, and no means over draws: where what is drawn is one of many examples.
     """
 
     def reference(*inputs: Any) -> list[Exact]:
@@ -113,6 +115,8 @@ def assert_as_good_as_torch(
             inputs = draw()
             slacks = None if slack is None else slack(*inputs)
             measured.append(_measure(_tensors(ours(*inputs)), theirs, reference, inputs, slacks))
+        if once:
+            return draws
         if draws == 1 and min(m.count for m in measured[0]) < MANY:
             continue
         failures = [_failure(of_one) for of_one in zip(*measured, strict=True)]
