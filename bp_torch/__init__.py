@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 from . import functional, nn
-from ._conversion_report import conversion_report
+from ._conversion_report import ConversionReport, conversion_report
 from .backends import backend, batch_invariant, warmup
 from .conversion import convert, revert, reverted
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConversionReport",
     "__version__",
     "assert_correct",
     "backend",

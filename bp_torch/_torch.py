@@ -16,16 +16,17 @@ import torch
 from torch._C import _are_functorch_transforms_active as are_transforms_active
 from torch._C import _is_any_autocast_enabled as is_autocast_enabled
 from torch._C import _is_tracing as is_tracing
-from torch._C import _nn as losses
 from torch._C._dynamo import eval_frame
 from torch._C._functorch import TransformType, get_interpreter_stack, is_legacy_batchedtensor, unwrap_if_dead
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "BatchNormBase",
+    "DispatchMode",
     "are_transforms_active",
     "assert_later",
     "autograd_context",
@@ -41,18 +42,25 @@ __all__ = [
     "log_softmax_backward",
     "losses",
     "not_compiled",
+    "softmax_backward",
     "transforms",
     "tree_flatten",
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
     "undefined_gradient",
+    "unsafe_view",
     "unwrap_if_dead",
 ]
 
 assert_later = torch._assert_async
 """A check of a tensor's value that a graph can hold and a GPU need not wait for."""
+losses: Any = torch._C._nn
+"""Losses, which take a number for the reduction."""
 log_softmax_backward = torch._log_softmax_backward_data
+softmax_backward = torch._softmax_backward_data
+unsafe_view = torch.ops.aten._unsafe_view.default
+"""A reshaped tensor that autograd does not take for a view, where nothing else holds the memory."""
 forward_level: Callable[[], int] = partial(attrgetter("_current_level"), forward_ad)
 """How deep forward-mode differentiation is nested, from 0; below 0 no tensor has a tangent."""
 
@@ -90,7 +98,7 @@ def autograd_context() -> Context | None:
 
 def undefined_gradient() -> Any:
     """A function that gives its argument's gradient as undefined."""
-    return torch._C._functions.UndefinedGrad()  # type: ignore[attr-defined]
+    return torch._C._functions.UndefinedGrad()
 
 
 def collectives() -> Any:

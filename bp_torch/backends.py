@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import settings
 from ._torch import tree_leaves, tree_map_only
-from .mode import is_ordinary, is_plain
+from .mode import is_ordinary
 from .settings import Setting, Settings
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "kernels",
     "kernels_for",
     "mask_of",
-    "plain_kernels",
     "warmup",
 ]
 
@@ -46,6 +45,7 @@ def _checked(name: str, source: str) -> str:
 
 
 settings.default = Settings(_checked(os.environ.get("BP_TORCH_BACKEND", "auto"), "BP_TORCH_BACKEND"), False)
+settings.triton_was_asked_for = settings.default.backend == "triton"
 _package: ModuleType | None = None
 _unusable: str | None = None
 _warned: set[str] = set()
@@ -104,17 +104,16 @@ def is_batch_invariant() -> bool:
     return settings.current().batch_invariant
 
 
-def kernels(*tensors: Tensor | None) -> ModuleType | None:
+def kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
     """The package of kernels if it shall run for these tensors now, else None."""
     if torch.compiler.is_compiling():
         return None  # before the setting, which compilers cannot read
     name = settings.current().backend if settings.were_set else settings.default.backend
     if name == "torch":
         return None
-    first = next(t for t in tensors if t is not None)
     if name == "auto" and not first.is_cuda:
         return None
-    return kernels_for(first, *tensors) if is_ordinary(*tensors) else None
+    return kernels_for(first, *others) if is_ordinary(first, *others) else None
 
 
 def kernels_for(first: Tensor, *others: Tensor | None) -> ModuleType | None:
@@ -126,16 +125,6 @@ def kernels_for(first: Tensor, *others: Tensor | None) -> ModuleType | None:
         _warned.add(reason)
         warnings.warn(f"bp_torch: backend 'triton' was asked for, but {reason}: the torch formulas run", stacklevel=2)
     return None
-
-
-def plain_kernels(first: Tensor, *others: Tensor | None) -> ModuleType | None:
-    """:func:`kernels`, where besides no derivative is being taken: see :func:`functions.function.is_plain`."""
-    if torch.compiler.is_compiling():
-        return None
-    name = settings.current().backend if settings.were_set else settings.default.backend
-    if name == "torch" or (name == "auto" and not first.is_cuda):
-        return None  # first, because it takes less time than the rest
-    return kernels(first, *others) if is_plain(first, *others) else None
 
 
 def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
@@ -175,7 +164,7 @@ def warmup(model: torch.nn.Module, *inputs: Any, **options: Any) -> None:
 def mask_of(seed: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The mask that the kernels draw from a seed, written out as a boolean tensor."""
     assert _package is not None, "a seed is drawn by the kernels"
-    mask: Tensor = _package.random.mask(seed, tuple(shape), p)
+    mask: Tensor = _package.dropout.mask(seed, tuple(shape), p)
     return mask
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.module import _has_any_global_hook
 
 from . import functional, nn
+from ._torch import has_any_global_hook
 from .functions.activation import ACTIVATIONS
-from .nn.batch_norm import normalize
+from .nn.batch_norm import arguments
 
-__all__ = ["ACTIVATION_KEYS", "FORWARD", "HEADS", "PARTS", "following", "is_sequential", "may_fuse", "run"]
+__all__ = ["ACTIVATION_KEYS", "FORWARD", "HEADS", "PARTS", "following", "is_sequential", "may_fuse", "row_of", "run"]
 
 FORWARD = "_bp_torch_forward"
 """The attribute under which ``convert`` keeps the forward that it gave to a module."""
@@ -34,8 +34,7 @@ def _with_torchs(names: Sequence[str]) -> dict[type[Module], str]:
 
 
 ACTIVATION_KEYS: dict[type[Module], str] = {
-    cls: {"LeakyReLU": "leaky_relu"}.get(name, name.lower())
-    for cls, name in _with_torchs(nn._activation.__all__).items()
+    cls: key for key, row in ACTIVATIONS.items() if row.module is not None for cls in _with_torchs([row.module])
 }
 """Activation module, torch.nn's and ours → its key in the activation table."""
 
@@ -45,7 +44,8 @@ PARTS = frozenset(ACTIVATION_KEYS) | _DROPOUTS
 
 _TORCHS = frozenset(cls for cls in vars(torch.nn).values() if isinstance(cls, type))
 _NOT_FUSED = dict.fromkeys(
-    _with_torchs(["Softplus"]), "is computed in float32 by autocast, the fused layer would not be"
+    (cls for cls, key in ACTIVATION_KEYS.items() if ACTIVATIONS[key].float32),
+    "is computed in float32 by autocast, the fused layer would not be",
 )
 
 
@@ -100,7 +100,7 @@ def run(sequential: torch.nn.Sequential, input: Any) -> Any:
     """What :class:`torch.nn.Sequential` computes."""
     children = tuple(sequential._modules.values())
     # An exported graph says which module an operator came from; what is no tensor is torch.fx's, or the children's own.
-    if not isinstance(input, Tensor) or _has_any_global_hook() or torch.compiler.is_exporting():
+    if not isinstance(input, Tensor) or has_any_global_hook() or torch.compiler.is_exporting():
         for child in children:
             input = child(input)
         return input
@@ -115,18 +115,19 @@ def run(sequential: torch.nn.Sequential, input: Any) -> Any:
         if head is None or (activation is None and dropout is None):
             input = child(input)
             continue
-        key, parameters = (None, None) if activation is None else _activation(activation)
+        key, parameters = (None, None) if activation is None else row_of(activation, type(activation))
         p = dropout.p if dropout is not None and dropout.training else 0.0
         input = head(child, input, key, parameters, p)
         at += (activation is not None) + (dropout is not None)
     return input
 
 
-def _activation(module: Any) -> tuple[str, dict[str, float] | None]:
-    """An activation module's key in the table, and its parameters."""
-    key = ACTIVATION_KEYS[type(module)]
-    if key == "gelu" and module.approximate == "tanh":
-        key = "gelu_tanh"
+def row_of(module: Any, kind: type[Module]) -> tuple[str, dict[str, float] | None]:
+    """An activation module's key in the table, where its class or a parent is ``kind``; and its parameters."""
+    key = ACTIVATION_KEYS[kind]
+    if (choice := ACTIVATIONS[key].choice) is not None:
+        name, rows = choice
+        key = rows[getattr(module, name)]
     names = ACTIVATIONS[key].parameters
     return key, {name: getattr(module, name) for name in names} if names else None
 
@@ -136,8 +137,10 @@ def _dense(module: Any, input: Tensor, key: str | None, parameters: dict[str, fl
 
 
 def _batch_norm(module: Any, input: Tensor, key: str | None, parameters: dict[str, float] | None, p: float) -> Tensor:
-    output: Tensor = normalize(module, input, None, key, parameters, p)
-    return output
+    of_channels, how = arguments(module, input)
+    return functional.batch_norm_act(
+        input, *of_channels, None, *how, activation=key, activation_parameters=parameters, p=p, dropout_training=True
+    )
 
 
 HEADS: dict[type[Module], Callable[..., Tensor]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ._torch import are_transforms_active, forward_level, is_legacy_batchedtensor, is_tracing
 
@@ -15,7 +16,7 @@ NARROW = (torch.bfloat16, torch.float16)
 
 def is_ordinary(*tensors: Tensor | None) -> bool:
     """Whether no transform or compiler is at work, and all are ordinary tensors."""
-    if torch.compiler.is_compiling() or is_tracing() or are_transforms_active():
+    if is_compiling() or is_tracing() or are_transforms_active():
         return False
     for t in tensors:  # noqa: SIM110 - this runs at every call, and all(...) takes twice as long
         if t is not None and (type(t) not in PLAIN or is_legacy_batchedtensor(t)):
@@ -34,7 +35,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def is_exported() -> bool:
     """Whether a graph of operators is recorded for others to read, by torch.export or torch.jit.trace."""
-    return torch.compiler.is_exporting() if torch.compiler.is_compiling() else is_tracing()
+    return torch.compiler.is_exporting() if is_compiling() else is_tracing()
 
 
 def wide(t: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ default = Settings("auto", False)
 """Where nothing is set; :mod:`bp_torch.backends` reads it from the environment."""
 were_set = False
 """Whether a block was ever entered; until then nobody need look further."""
+triton_was_asked_for = False
+"""Whether the backend ``"triton"`` ever was: until then no kernel runs on the CPU."""
 batch_invariant_is_open = False
 """Whether a block of ``batch_invariant()`` is open anywhere."""
 
@@ -45,7 +47,11 @@ _open_blocks = 0
 class _Thread(threading.local):
     def __init__(self) -> None:  # the object's own, or compilers would not guard on them
         self.open_blocks = 0
-        self.batch_invariant_is_open = False
+        self.triton_was_asked_for = False
+
+
+"""Whether the backend ``"triton"`` ever was: until then no kernel runs on the CPU."""
+batch_invariant_is_open = False
 
 
 _thread = _Thread()
@@ -77,12 +83,13 @@ class Setting:
         self.name, self.changes = name, changes
 
     def __enter__(self) -> None:
-        global were_set
+        global were_set, triton_was_asked_for
         if torch.compiler.is_compiling():  # whose graphs run the formulas, whatever the backend
             if self.changes.get("batch_invariant"):
                 raise RuntimeError("batch_invariant(): expected eager mode, got a compiler, which orders sums itself")
             return
         were_set = True
+        triton_was_asked_for = triton_was_asked_for or self.changes.get("backend") == "triton"
         self._count(1)
         before = current()
         _settings.set(before._replace(**self.changes, before=before))

@@ -9,32 +9,25 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .data import ArrayData, derive_seed
+Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def classification_baselines(data: ArrayData) -> dict[str, dict[str, float]]:
-    """Fit each baseline on the training split of a data module that was set up; return its test accuracy and loss.
+def classification_baselines(train: Arrays, test: Arrays, classes: int, seed: int) -> dict[str, dict[str, float]]:
+    """Fit each baseline on the rows (N, columns) and classes (N) to train on; return its test accuracy and loss.
 
-    The rows are flattened and each column is standardized by the training split, as is usual with these models.
-    They see the recorded rows, not the augmented ones.
+    Each column is standardized by the rows to train on, as is usual with these models.
     """
-
-    def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
-        x, y = data.splits[split]
-        return x.flatten(1).double().numpy(), y.numpy()
-
-    seed = derive_seed(data.seed, 2) % 2**32
     models = {
         "LogisticRegression": LogisticRegression(max_iter=5000),
         "MLPClassifier": MLPClassifier(hidden_layer_sizes=(256,), max_iter=1000, random_state=seed),
     }
     results = {}
     for name, model in models.items():
-        fitted = make_pipeline(StandardScaler(), model).fit(*arrays("train"))
-        x, y = arrays("test")
+        fitted = make_pipeline(StandardScaler(), model).fit(*train)
+        x, y = test
         probability = fitted.predict_proba(x)
         results[name] = {
             "accuracy": float(fitted.score(x, y)),
-            "loss": float(log_loss(y, probability, labels=np.arange(len(data.classes)))),
+            "loss": float(log_loss(y, probability, labels=np.arange(classes))),
         }
     return results

@@ -36,6 +36,7 @@ from .callbacks import (
 from .data import Data
 from .interrupts import Interrupted, Interrupts
 from .modules import Task
+from .outcome import Outcome
 from .processes import OneFolder, alone, end_processes, for_other_processes, quiet
 from .runs import check_fits, find_checkpoint, load_checkpoint, new_run, run_of
 from .settings import (
@@ -56,7 +57,7 @@ class RecipeCLI(LightningCLI):
 
     model: Task
     datamodule: Data
-    outcome: report.Outcome | None = None
+    outcome: Outcome | None = None
 
     def __init__(self, arguments: list[str], interrupts: Interrupts) -> None:
         self.interrupts = interrupts
@@ -231,7 +232,7 @@ class RecipeCLI(LightningCLI):
         test = {name.removeprefix("test_"): value for name, value in tested.items()}
         outputs = outputs_of(trainer, model=self.model, datamodule=self.datamodule, **common)
         baselines = self.settings.baselines and (failure is None or failure.status == 1)
-        self.outcome = report.Outcome(
+        self.outcome = Outcome(
             run=self.run,
             command=self.command,
             history=history,
@@ -284,7 +285,7 @@ class Failure:
         return None
 
 
-def run(arguments: list[str]) -> report.Outcome | None:
+def run(arguments: list[str]) -> Outcome | None:
     """Run one subcommand; `ConfigError` says in one line what the user should change. `fit` returns what came of it."""
     quiet()
     with Interrupts() as interrupts, for_other_processes(arguments):

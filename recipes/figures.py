@@ -15,7 +15,7 @@ Rows = Sequence[dict[str, float]]
 TRAIN, VAL, TEST = "tab:blue", "tab:orange", "tab:green"
 
 
-def _axes(figure: Figure, position: tuple[int, int, int], title: str, xlabel: str, ylabel: str) -> Axes:
+def axes_at(figure: Figure, position: tuple[int, int, int], title: str, xlabel: str, ylabel: str) -> Axes:
     axes = figure.add_subplot(*position)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(xlabel)
@@ -25,7 +25,7 @@ def _axes(figure: Figure, position: tuple[int, int, int], title: str, xlabel: st
 
 
 def _over_epochs(figure: Figure, position: tuple[int, int, int], title: str, ylabel: str) -> Axes:
-    axes = _axes(figure, position, title, "epoch", ylabel)
+    axes = axes_at(figure, position, title, "epoch", ylabel)
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
@@ -82,7 +82,7 @@ def learning_rate(rows: Rows, rates: Sequence[tuple[int, float]] = ()) -> Figure
 def learning_rate_test(rates: Sequence[float], losses: Sequence[float], chosen: float) -> Figure:
     """The smoothed training loss while the learning rate rises, and the rate that was chosen."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = _axes(figure, (1, 1, 1), "Learning-rate finder", "learning rate", "training loss, smoothed")
+    axes = axes_at(figure, (1, 1, 1), "Learning-rate finder", "learning rate", "training loss, smoothed")
     axes.grid(alpha=0.3)
     points = [(rate, loss) for rate, loss in zip(rates, losses, strict=False) if np.isfinite(loss)]
     axes.plot(*zip(*points, strict=True), color=TRAIN)
@@ -143,7 +143,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     side = max(4.5, 0.5 * n + 1.5)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     right = int(np.trace(counts))
-    axes = _axes(
+    axes = axes_at(
         figure, (1, 1, 1), f"Confusion on the test split: {right} of {counts.sum()} right", "predicted", "true"
     )
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)

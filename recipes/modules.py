@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,12 +18,10 @@ from bp_torch import functional, nn
 
 from . import ConfigError
 from .callbacks.run import validates
-from .data import Batches
+from .data import Batches, Data
+from .outcome import Outcome, Section
+from .report import classification_sections
 from .schedules import Settings, build, move_to, takes_length
-
-if TYPE_CHECKING:
-    from .data import Data
-    from .report import Outcome, Section
 
 Batch = Sequence[Any]
 Metrics = dict[str, Tensor]
@@ -284,8 +282,6 @@ class Classifier(Task):
             self.weigh(data)
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from .report import classification_sections
-
         return classification_sections(outcome)
 
     def predictions(self, outputs: Tensor, data: Data) -> tuple[list[str], Iterable[Sequence[object]]]:

@@ -16,7 +16,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bp_torch import cli as command
+import bp_torch
 
 
 def _in_a_spawned_process() -> OneFolder:
@@ -39,7 +39,7 @@ def for_other_processes(arguments: list[str]) -> Iterator[None]:
     """Let the processes that Lightning starts run this command; what it tells them in the environment ends with it."""
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     given, told = sys.argv, {name: os.environ.get(name) for name in names}
-    sys.argv = [command.__file__, *map(str, arguments)]
+    sys.argv = [str(Path(bp_torch.__file__).with_name("cli.py")), *map(str, arguments)]
     try:
         yield
     finally:

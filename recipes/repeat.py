@@ -19,7 +19,7 @@ from rich.table import Table
 
 from . import ConfigError, Unfinished, cli
 from .callbacks import replace_file
-from .report import Outcome
+from .outcome import Outcome
 
 SEEDS = (0, 1, 2, 3, 4)
 LOWER = {"brier", "cost", "ece", "error", "loss", "mae", "mse", "perplexity", "rmse", "seconds"}

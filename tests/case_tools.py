@@ -13,8 +13,9 @@ from seeds import seeded
 from torch import Tensor
 
 from bp_torch.backends import current_backend, mask_of
+from bp_torch.functions.activation_table import ACTIVATIONS
 from bp_torch.functions.dropout import is_seed
-from bp_torch.triton_kernels import random
+from bp_torch.triton_kernels import dropout
 
 Output = Tensor | tuple[Tensor, ...]
 
@@ -35,8 +36,6 @@ class Case:
     """The dimension of the first input along which the computation is independent (per-sample transforms), or None."""
     empty: bool = True
     """Whether torch accepts a batch of zero along ``batch_dim``."""
-    piecewise_linear: bool = False
-    """Second derivatives are all zero."""
 
     def __str__(self) -> str:
         return self.name
@@ -70,7 +69,7 @@ SEED = 20250
 
 def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
     """A mask that is the same at each call and has both values: the one that the kernels draw from SEED."""
-    mask = random.mask(torch.tensor([SEED], device=DEVICE), shape, p).to(torch.get_default_device())
+    mask = dropout.mask(torch.tensor([SEED], device=DEVICE), shape, p).to(torch.get_default_device())
     assert 0 < mask.sum() < mask.numel(), "choose another SEED"
     return mask
 
@@ -105,14 +104,8 @@ def away_from(points: tuple[float, ...], make: Callable[[], tuple[Tensor, ...]])
 
 
 def torch_activation(key: str) -> Callable[..., Tensor]:
-    """torch's operator for a key of the table, parameters positionally."""
-    special: dict[str, Callable[..., Tensor]] = {
-        "identity": lambda x: x.clone(),
-        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        "sin": torch.sin,
-        # torch's own operator has no second derivative.
-        "hardsigmoid": lambda x: F.relu6(x + 3) / 6,
-        "tanh": torch.tanh,
-        "sigmoid": torch.sigmoid,
-    }
-    return special.get(key) or getattr(F, key)
+    """torch's operator for a key of the table, parameters positionally; f by torch's autograd where torch has none."""
+    if key == "hardsigmoid":
+        return lambda x: F.relu6(x + 3) / 6  # torch's own operator has no second derivative
+    row = ACTIVATIONS[key]
+    return row.operator or row.f

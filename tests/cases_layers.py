@@ -21,19 +21,10 @@ from bp_torch.functions.residual import ResidualFunction
 
 
 def activation_cases() -> Iterator[Case]:
-    other_parameters = {
-        "leaky_relu": [{"negative_slope": -0.3}],
-        "elu": [{"alpha": 1.7}, {"alpha": -0.4}],
-        "celu": [{"alpha": 0.6}],
-        "softplus": [{"beta": 2.0, "threshold": 30.0}, {"beta": 1.5, "threshold": 1.0}],
-        "hardtanh": [{"min_val": -0.7, "max_val": 2.0}],
-        "hardshrink": [{"lambd": 0.9}, {"lambd": -0.2}],
-        "softshrink": [{"lambd": 0.2}],
-    }
     for key, row in ACTIVATIONS.items():
-        for given in [{}, *other_parameters.get(key, [])]:
-            parameters = {**row.parameters, **given}
-            values = tuple(parameters.values())
+        for values in [tuple(row.parameters.values()), *row.examples]:
+            parameters = zip(row.parameters.items(), values, strict=True)
+            given = {name: value for (name, default), value in parameters if value != default}
             suffix = "".join(f"-{name}={value:g}" for name, value in given.items())
             torch_form = torch_activation(key)
             yield Case(
@@ -42,7 +33,6 @@ def activation_cases() -> Iterator[Case]:
                 ours=lambda x, key=key, given=given: bpF.activation(x, key, given),
                 theirs=lambda x, f=torch_form, values=values: f(x, *values),
                 inputs=away_from(row.kinks(*values), tensors((5, 3), scale=2.0)),
-                piecewise_linear=not bool(row.ddf(torch.full((1,), 0.3), *values).any()) and bool(row.kinks(*values)),
             )
 
 
@@ -180,7 +170,6 @@ def dropout_cases() -> Iterator[Case]:
                     theirs=theirs,
                     inputs=tensors(shape, seed=2),
                     batch_dim=None,  # the mask belongs to a whole batch
-                    piecewise_linear=True,
                 )
 
 
@@ -203,7 +192,6 @@ def residual_cases() -> Iterator[Case]:
                 theirs=theirs,
                 inputs=tensors((4, 3), (4, 3), seed=4),
                 batch_dim=None,  # the residual and the mask belong to a whole batch
-                piecewise_linear=key in ("identity", "relu", "leaky_relu"),
             )
 
 
@@ -218,5 +206,4 @@ def penalty_cases() -> Iterator[Case]:
             ),
             inputs=away_from((0.0,), tensors((3, 2), (4,), (), seed=5)),
             batch_dim=None,
-            piecewise_linear=l2 == 0,
         )

@@ -97,7 +97,6 @@ def _class_case(
         theirs=lambda x: getattr(F, name)(x, target, **given(x)),
         inputs=tensors(shape, seed=2),
         batch_dim=None,
-        piecewise_linear=name == "nll_loss",
     )
 
 
@@ -131,8 +130,6 @@ def error_loss_cases() -> Iterator[Case]:
                     theirs=theirs,
                     inputs=lambda kinks=kinks, weighted=weighted: _error_inputs(kinks, weighted),
                     batch_dim=None,
-                    # With a weight, its product with x - t bends; Σw in the mean does too.
-                    piecewise_linear=kinks == (0.0,) and not weighted,
                 )
 
 

@@ -31,8 +31,6 @@ CHIPS = {
     "sm_100": ("cuda", 100, 32, 227 * 1024),
     "gfx942": ("hip", "gfx942", 64, 64 * 1024),
 }
-WITHOUT_KERNELS = {"activation", "arithmetic", "batch_norm_kernels", "cast", "launch", "tuning"}
-"""Modules without a list of targets of their own: of functions that kernels call, of kernels that another lists."""
 
 
 @dataclass
@@ -54,10 +52,10 @@ class Result:
     error: str = ""
 
 
-def modules() -> list[Any]:
-    package = importlib.import_module("bp_torch.triton_kernels")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in WITHOUT_KERNELS]
-    return [importlib.import_module(f"{package.__name__}.{name}") for name in sorted(names)]
+def modules(package: str = "targets") -> list[Any]:
+    """Those of a package: of the lists of targets, one for each layer."""
+    names = [found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    return [importlib.import_module(f"{package}.{name}") for name in sorted(names)]
 
 
 def compile_one(job: tuple[str, int, str, str]) -> Result:
@@ -163,22 +161,22 @@ def problems(result: Result) -> list[str]:
 
 
 def digest() -> str:
-    """Of what decides on the compiled code, beside Triton's version: kernels, their constants, the list of targets."""
+    """Of what decides on the compiled code, beside Triton's version: kernels, their constants, the targets.
+
+    Neither the rest of their files nor which file holds them counts.
+    """
     import triton.language as tl
     from triton.runtime.jit import JITFunction
 
-    package = importlib.import_module("bp_torch.triton_kernels")
-    parts = []
-    for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        module = importlib.import_module(f"{package.__name__}.{found.name}")
-        for name, value in sorted(vars(module).items()):
+    targets = [target for module in modules() for target in module.TARGETS]
+    parts = {repr(target | {"kernel": target["kernel"].__name__}) for target in targets}
+    for module in modules("bp_torch.triton_kernels"):
+        for name, value in vars(module).items():
             if isinstance(value, JITFunction):
-                parts.append(value.src)
+                parts.add(value.src)
             elif isinstance(value, tl.constexpr):
-                parts.append(f"{name} = {value.value}")
-        for target in getattr(module, "TARGETS", ()):
-            parts.append(repr(target | {"kernel": target["kernel"].__name__}))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+                parts.add(f"{name} = {value.value}")
+    return hashlib.sha256("\0".join(sorted(parts)).encode()).hexdigest()[:16]
 
 
 def compile_all(names: str = "", briefly: bool = False) -> list[Result]:

@@ -1,6 +1,6 @@
 """Deliberately wrong Functions and modules, each beside its corrected twin.
 
-The defects are those that published libraries of fused layers have had; the code is our own, reduced to the defect.
+Each is the least code that has its defect.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
 """Functions and modules that are right in a plain call and wrong in another use, each beside its corrected twin.
 
-Other uses are: outputs or inputs without a gradient, vmap, complex numbers, zeros, other batch sizes, tied weights,
-checkpoints, transforms that are compiled.
+Other uses are: outputs or inputs without a gradient, forward mode, vmap, complex numbers, zeros, other batch sizes,
+tied weights, copies, seeds, transforms that are compiled.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from defects import Dropout, RowScale
 from torch import Tensor, nn
 from torch.autograd import Function
+
+import bp_torch.functions.function
 
 
 class SineAndCosine(Function):
@@ -297,3 +301,109 @@ class ForgetsState(Lookup):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
+
+
+class CopyScales(Lookup):
+    """What a constructor does once is done again to each copy."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        with torch.no_grad():
+            self.scale.mul_(2)
+
+
+class SumOfRows(Function):
+    """dw = Σ dy x over rows, with a rule that sums over the batch as well."""
+
+    @staticmethod
+    def forward(dy: Tensor, x: Tensor) -> Tensor:
+        return (dy * x).sum(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> Any:
+        dy, x = ctx.saved_tensors
+        return dz * x, dz * dy
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, dy: Tensor, x: Tensor) -> Any:
+        if in_dims[1] is None:
+            return (dy.movedim(in_dims[0], 0) * x).sum(1), 0
+        rows = [t.movedim(d, 0).flatten(0, 1) for t, d in zip((dy, x), in_dims, strict=True)]
+        return SumOfRows.apply(*rows), None
+
+
+class SumsSamples(Scale):
+    """The gradient of each sample is that of the whole batch."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        return dy * w, SumOfRows.apply(dy, x)
+
+
+class Sine(bp_torch.functions.function.Function):
+    """y = sin(x), in both modes."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return dy * x.cos()
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return tx * x.cos()
+
+
+class OtherSign(Sine):
+    """The rule of forward mode has the sign of the cosine's."""
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor) -> Tensor:
+        return -Sine.jvp_rule(ctx, tx)
+
+
+class AnyOrder(RowScale):
+    """The sum over rows turns round with each call, as the order of atomic additions does."""
+
+    turned: ClassVar[list[bool]] = [False]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        AnyOrder.turned[0] = not AnyOrder.turned[0]
+        dw = torch.zeros_like(w)
+        for row in range(len(x))[:: -1 if AnyOrder.turned[0] else 1]:
+            dw = dw + dy[row] * x[row]
+        return dy * w, dw
+
+
+class NumpyDropout(Dropout):
+    """The mask is drawn by numpy, whose seed torch.manual_seed does not set."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mask = torch.from_numpy(np.random.rand(*x.shape) >= 0.5).to(x.device)  # noqa: NPY002
+        ctx.save_for_backward(mask)
+        return x * mask * 2
+
+
+def tanh_and_a_little(x: Tensor) -> Tensor:
+    """tanh², off by 1e-5."""
+    return torch.tanh(x) ** 2 + 1e-5

@@ -1,4 +1,4 @@
-"""What check() must catch, and must not: each defect of defects.py and defects_in_use.py beside its corrected twin."""
+"""What check() must catch, and must not: each defect of the files defects*.py beside its corrected twin."""
 
 from __future__ import annotations
 
@@ -38,8 +38,22 @@ from defects import (
     two_pass,
     whole,
 )
+from defects_in_data import (
+    AsksForChannels,
+    Bfloat16Inside,
+    HalfOfSum,
+    MeanTimesRows,
+    Squeezes,
+    TakesColumnsTogether,
+    TakesStridesOver,
+    TenthOff,
+    ViewsGradient,
+    exp_less_one,
+)
 from defects_in_use import (
+    AnyOrder,
     Centre,
+    CopyScales,
     ForgetsState,
     Gate,
     GateFrozen,
@@ -48,7 +62,9 @@ from defects_in_use import (
     Magnitude,
     NeedsBoth,
     NoConjugate,
+    NumpyDropout,
     OneBatchSize,
+    OtherSign,
     Product,
     Quotient,
     Rotate,
@@ -56,11 +72,14 @@ from defects_in_use import (
     RotationNoConjugate,
     RunningSum,
     Scale,
+    Sine,
     SineAndCosine,
+    SumsSamples,
     Times,
     TrustsNeeds,
     ZeroForNone,
     ZeroTimesInfinity,
+    tanh_and_a_little,
 )
 from seeds import seeded
 from torch import Tensor
@@ -82,6 +101,8 @@ class Planted:
     """A part of what it must say."""
     also: tuple[str, ...] = ()
     """Other checks that the same defect fails, rightly."""
+    reference: Any = None
+    """What is given as reference=."""
     shape: tuple[int, ...] | None = None
     """The shape of the first tensor in the smallest example."""
 
@@ -184,4 +205,62 @@ PLANTED: dict[str, Planted] = {
         also=("one-row", "compile"), shape=(2, 5),
     ),
     "parameter missing from state_dict": Planted(ForgetsState(), Lookup(), (t(4, 5),), "state-dict", "leaves"),
+    "columns taken to lie side by side": Planted(
+        TakesColumnsTogether, ReLU, (t(4, 5),), "strided-inputs", "with sliced inputs: the output is",
+        also=("zero-stride-inputs", "vmap"),
+    ),
+    "strides of the input taken over": Planted(
+        TakesStridesOver, ReLU, (t(4, 5),), "zero-stride-inputs", "raises RuntimeError: unsupported operation",
+        also=("vmap", "per-sample-gradients"),
+    ),
+    "flat view of the upstream gradient": Planted(
+        ViewsGradient, ReLU, (t(4, 5),), "strided-gradients", "raises RuntimeError: view size is not compatible",
+        also=("zero-stride-gradients", "large-offsets"),
+    ),
+    "bfloat16 inside a float32 function": Planted(
+        Bfloat16Inside, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "float32", "float32: the output is off by",
+        also=("tails",),
+    ),
+    "exp(x) - 1 of small x": Planted(
+        exp_less_one, torch.expm1, (0.01 * t(4, 5),), "bfloat16", "bfloat16: the output is off by",
+        also=("float32", "float16"),
+    ),
+    "overflow in float16": Planted(
+        HalfOfSum, ReLU, (torch.linspace(-5e4, 5e4, 20).reshape(4, 5),), "float16", "float16: the output is off by inf",
+    ),
+    "10 % off under autocast": Planted(
+        TenthOff, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "autocast", "under autocast: the output is off by",
+    ),
+    "mean over no rows": Planted(
+        MeanTimesRows, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "empty-batch",
+        "the gradient of b over no rows is not 0",
+    ),
+    "a single row squeezed": Planted(
+        Squeezes, Linear, (t(4, 5), t(3, 5, seed=1), t(3, seed=2)), "one-row", "returned an invalid gradient",
+        also=("odd-sizes", "per-sample-gradients"),
+    ),
+    "layout of several upstream gradients": Planted(
+        AsksForChannels, ReLU, (t(4, 5),), "batched-gradients", "raises RuntimeError: NYI: querying is_contiguous",
+    ),
+    "gradient of the batch for each sample": Planted(
+        SumsSamples, Scale, (t(4, 5), t(5, seed=1)), "per-sample-gradients", "each row's own gradient by vmap(grad)",
+    ),
+    "sign of forward mode": Planted(
+        OtherSign, Sine, (t(4, 5),), "forward-mode", "the derivative along a tangent of x is", shape=(1, 5),
+    ),
+    "sum in any order": Planted(
+        AnyOrder, RowScale, (t(40, 5), t(5, seed=1)), "determinism",
+        "a second call's gradient of w is another in its last digits", also=("compile",),
+    ),
+    "dropout by numpy's generator": Planted(
+        NumpyDropout, Dropout, (t(8, 8),), "seed", "after the same torch.manual_seed a second call gives",
+        also=("checkpoint", "compile"),
+    ),
+    "copies scaled again": Planted(
+        CopyScales(), Lookup(), (t(4, 5),), "copies", "after copy.deepcopy: the output is",
+        also=("compile", "state-dict"),
+    ),
+    "unlike the reference": Planted(
+        tanh_and_a_little, Square, (t(4, 5),), "reference", "unlike the reference: the output is", reference=Square,
+    ),
 }  # fmt: skip

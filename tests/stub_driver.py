@@ -106,14 +106,14 @@ def kernels() -> Any:
 
 def _draw_masks() -> None:
     """A mask that is written out by no kernel has values all the same."""
-    random = kernels().random
-    launch = random.mask
+    dropout = kernels().dropout
+    launch = dropout.mask
 
     def mask(seed: torch.Tensor, shape: tuple[int, ...], p: float) -> torch.Tensor:
         launch(seed, shape, p)
         return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32) >= p
 
-    random.mask = mask
+    dropout.mask = mask
 
 
 def _try_every_block() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bp_torch.functional as bpF
+from bp_torch.functions.activation_table import ACTIVATIONS
 
 ONE_BACKEND = "arguments are looked at before a backend is chosen"
 
@@ -29,14 +30,7 @@ def classes() -> Tensor:
 ROWS, IMAGES = (x(4, 3),), (x(2, 3, 4, 5),)
 PAIRS = (x(4, 3), lambda: torch.rand(4, 3))
 CALLS: dict[str, tuple[tuple[Callable[[], Tensor], ...], tuple[str, ...]]] = {
-    "leaky_relu": (ROWS, ("negative_slope",)),
-    "elu": (ROWS, ("alpha",)),
-    "celu": (ROWS, ("alpha",)),
-    "softplus": (ROWS, ("beta", "threshold")),
-    "hardtanh": (ROWS, ("min_val", "max_val")),
-    "hardshrink": (ROWS, ("lambd",)),
-    "softshrink": (ROWS, ("lambd",)),
-    "gelu": (ROWS, ("approximate",)),
+    **{key: (ROWS, tuple(row.arguments)) for key, row in ACTIVATIONS.items() if row.torch_module and row.arguments},
     "dropout": (ROWS, ("p", "training")),
     "dropout1d": ((x(2, 3, 4),), ("p", "training")),
     "dropout2d": (IMAGES, ("p", "training")),

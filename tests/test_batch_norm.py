@@ -1,4 +1,4 @@
-"""Batch normalization against torch.nn: values, gradients, layouts, and what other libraries got wrong."""
+"""Batch normalization against torch.nn: values, gradients, layouts, modes."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_any_shape_and_strides(shape, rows, channels, order, step_size, training
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_channels_last_gradient_is_right(activation: str | None, training: bool, fused: bool) -> None:
-    """Another library's dx was off by 4.0 of 4.7 for channels_last with an activation."""
+    """Whatever the layouts of x and of the upstream gradient are, which may differ."""
     shape, formats = (3, 4, 5, 2), (torch.contiguous_format, torch.channels_last)
     for x_format, dy_format in itertools.product(formats, formats):
         ours = nn.BatchNormAct2d(4, activation=activation).to(widest()).train(training)
@@ -218,7 +218,7 @@ def test_channels_last_3d_stays() -> None:
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 def test_evaluation_gradient_uses_the_running_statistics(activation: str | None) -> None:
-    """Two libraries' evaluation backward read statistics that were never written."""
+    """And not the batch's, which evaluation does not compute."""
     ours = nn.BatchNormAct1d(3, activation=activation).double()
     ours(5 + 3 * torch.randn(20, 3).double())
     ours.eval()

@@ -27,7 +27,7 @@ from bp_torch.functions.function import call
 )
 @pytest.mark.parametrize("formula", [False, True])
 def test_large_mean_costs_no_accuracy(mean: float, shape: tuple[int, ...], memory_format: Any, formula: bool) -> None:
-    """At a mean of 1e5 another library gave NaN; ATen itself gives a variance of 130 instead of 1 for channels_last."""
+    """At a mean of 1e5 ATen gives a variance of 130 instead of 1 for channels_last."""
     x = mean + torch.randn(shape)
     x = x if memory_format is None else x.contiguous(memory_format=memory_format)
     dims = [d for d in range(x.dim()) if d != 1]
@@ -55,7 +55,7 @@ def test_constant_channel_has_no_variance() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_of_16_bit_inputs_are_float32(dtype: torch.dtype) -> None:
-    """Another library kept them in half precision."""
+    """A sum of many numbers in half precision would have few digits."""
     x = (3 + torch.randn(64, 3)).to(dtype)
     for gamma in (None, torch.ones(3), torch.ones(3, dtype=dtype)):
         y, mean, var = call(BatchNormFunction, x, gamma, gamma, None, None, 1e-5, Epilogue("relu"))

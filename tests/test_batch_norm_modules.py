@@ -41,7 +41,7 @@ ERRORS: dict[str, tuple[Any, ...]] = {
 
 
 def test_counter_and_cumulative_average() -> None:
-    """Another library never counted the batches, and momentum=None crashed."""
+    """momentum=None: running statistics are means over all batches, which are counted."""
     bn = nn.BatchNorm1d(2, momentum=None).double()
     batches = [torch.randn(5, 2).double() + i for i in range(3)]
     for i, batch in enumerate(batches):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from argparse import Namespace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -133,3 +134,18 @@ def test_the_page_is_that_of_the_results() -> None:
 def test_units() -> None:
     assert [page.size(n) for n in (0, 1023, 2048, 1.5 * 2**20)] == ["0", "1023", "2 KiB", "1.5 MiB"]
     assert [page.duration(ms) for ms in (0.0123, 1.0, 999.9, 12345)] == ["12.3 µs", "1 ms", "1000 ms", "12.3 s"]
+
+
+def test_the_readme_names_every_speed_below_torchs() -> None:
+    """Of a layer's forward and backward, and of a model's training step."""
+    root = Path(__file__).parents[1]
+    section = (root / "README.md").read_text("utf-8").split("\n## Speed and memory\n")[1].split("\n## ")[0]
+    (name,) = re.findall(r"figures/benchmarks-(.+)-ratios\.png", section)
+    rows = json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))["rows"]
+    mode = {"layer": "both", "model": "step"}
+    ours = [row for row in rows if row["provider"] == "bp_torch" and row["mode"] == mode.get(row["kind"])]
+    slower = {f"{row['speedup']:.2f}" for row in ours if row["speedup"] < 0.995}
+    told = re.findall(r"\b(0\.\d\d)\b(?: to (0\.\d\d))?", section)
+    ranges = [(low, high or low) for low, high in told]
+    assert all(any(low <= value <= high for low, high in ranges) for value in slower), slower
+    assert slower >= {end for pair in ranges for end in pair}

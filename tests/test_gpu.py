@@ -81,7 +81,7 @@ def test_dropout_over_2_to_the_31_elements() -> None:
     y = bpF.dropout(x, 0.5)
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     torch.cuda.set_rng_state(state)
-    mask = kernels.random.mask(kernels.random.new_seed(x.device), (n,), 0.5)
+    mask = kernels.dropout.mask(kernels.dropout.new_seed(x.device), (n,), 0.5)
     for t in (y, dx):
         torch.testing.assert_close(ends(t, 2**31, 2048), 2 * ends(mask, 2**31, 2048).to(t.dtype))
     assert not torch.equal(mask[:2048], mask[-2048:])

@@ -72,7 +72,6 @@ def test_every_row_of_the_table_is_usable() -> None:
         assert [c.below for c in classes] == sorted(c.below for c in classes)
         assert len({c.name for c in classes}) == len(classes)
         for block in (b for c in classes for b in c.blocks):
-            assert block.measured
             # Blocks are powers of two, and 32 warps do not run on AMD.
             for number in (block.columns, block.rows, block.warps):
                 assert number & (number - 1) == 0

@@ -348,6 +348,16 @@ def test_bce_tails() -> None:
     assert bpF.binary_cross_entropy_with_logits(torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 1.0])) == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"pos_weight": torch.tensor([3.0])}], ids=["", "pos_weight"])
+def test_bce_slope_of_what_is_surely_not_so_keeps_its_digits(options: dict[str, Tensor]) -> None:
+    """dx = σ(x), which 1 - σ(-x) rounds to 0."""
+    x = torch.linspace(-60, -5, 12).requires_grad_()
+    loss = bpF.binary_cross_entropy_with_logits(x, torch.zeros(12), reduction="sum", **options)
+    (dx,) = torch.autograd.grad(loss, x)
+    rtol = 16 * torch.finfo(x.dtype).eps
+    torch.testing.assert_close(dx.double(), x.detach().double().sigmoid(), rtol=rtol, atol=0.0)
+
+
 def test_bce_weights_broadcast() -> None:
     x, t = torch.randn(2, 3, 4, dtype=widest()), torch.rand(2, 3, 4, dtype=widest())
     for shape in ((), (4,), (3, 1), (2, 3, 4)):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.memory import saved_bytes
 from bp_torch import convert, nn
-from bp_torch.nn import activation as bp_activation
+from bp_torch.functions.activation_table import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ def classes() -> Tensor:
     return torch.tensor([0, 2, 1, 1])
 
 
-ACTIVATION_MODULES = [name for name in bp_activation.__all__ if hasattr(torch.nn, name)]
+MODULES = {row.module: row.torch_module is not None for row in ACTIVATIONS.values() if row.module is not None}
+"""The activations, and whether torch.nn has them."""
 
 CASES = [
-    *(ModuleCase(name, "ActivationFunction") for name in ACTIVATION_MODULES),
+    *(ModuleCase(name, "ActivationFunction") for name, torchs in MODULES.items() if torchs),
     ModuleCase("LeakyReLU", "ActivationFunction", (0.3,)),
     ModuleCase("GELU", "ActivationFunction", ("tanh",)),
     ModuleCase("Softplus", "ActivationFunction", (2.0, 5.0)),
@@ -95,7 +96,7 @@ CASES = [
     ),
 ]
 OWN = [
-    ModuleCase("Sin", "ActivationFunction"),
+    *(ModuleCase(name, "ActivationFunction") for name, torchs in MODULES.items() if not torchs),
     ModuleCase("Dense", "DenseFunction", (3, 5), {"activation": "gelu", "dropout": 0.5}, stochastic=True),
     ModuleCase("Dense", "DenseFunction", (3, 5), {"activation": "relu"}),
     ModuleCase("BatchNormAct1d", "BatchNormFunction", (3,), {"activation": "silu"}),

@@ -16,7 +16,6 @@ from lightning.pytorch import Trainer
 from bp_torch import cli, nn
 from bp_torch.recipes import ConfigError
 from bp_torch.recipes.augment import RandomAffine
-from bp_torch.recipes.baselines import classification_baselines
 from bp_torch.recipes.callbacks import Checkpoints, EpochSeeds, GradientNorms, History, replace_file, stop_reason
 from bp_torch.recipes.data import Batches, Digits
 from bp_torch.recipes.modules import Classifier, parameter_groups
@@ -245,7 +244,7 @@ def test_folders_of_runs(tmp_path: Path) -> None:
 
 
 def test_baselines_are_as_good_as_known(digits: Digits) -> None:
-    scores = classification_baselines(digits)
+    scores = digits.baselines()
     assert 0.95 < scores["LogisticRegression"]["accuracy"] < 0.99
     assert 0.96 < scores["MLPClassifier"]["accuracy"] < 0.995
     assert all(0 < score["loss"] < 0.5 for score in scores.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -123,6 +125,51 @@ def test_a_mode_and_a_subclass_with_tensors_rule_get_ours() -> None:
     y = bpF.linear(x.as_subclass(Plain), W, b)
     assert type(y) is Plain
     assert "LinearFunction" in str([node[0] for node in y.grad_fn.next_functions] + [y.grad_fn])
+
+
+@pytest.mark.one_backend("torch", "runs nothing")
+def test_torch_fx_sees_one_call_with_all_arguments() -> None:
+    graph = torch.fx.symbolic_trace(lambda x, r: bpF.residual(x, residual=r, activation="elu")).graph
+    x, r, call, _ = graph.nodes
+    assert call.target is bpF.residual
+    assert call.args == (x, r)
+    rest = {"activation": "elu", "activation_parameters": None, "p": 0.0, "training": True, "generator": None}
+    assert call.kwargs == rest
+
+
+@pytest.mark.one_backend("torch", "runs nothing")
+@pytest.mark.parametrize("name", bpF.__all__)
+def test_a_form_is_what_its_source_says(name: str) -> None:
+    form = getattr(bpF, name)
+    assert pickle.loads(pickle.dumps(form)) is form
+    assert form.__doc__
+    signature = inspect.signature(form)
+    assert all(p.annotation is not p.empty for p in signature.parameters.values())
+    if hasattr(F, name):  # and ours may have a generator beside
+        theirs = inspect.signature(getattr(F, name)).parameters if inspect.isfunction(getattr(F, name)) else {}
+        ours = {key: p.default for key, p in signature.parameters.items() if key != "generator"}
+        assert list(theirs) in ([], list(ours))
+        with pytest.raises(TypeError, match=f"^{name}\\(\\) got an unexpected keyword argument 'inptu'"):
+            form(inptu=t(2))
+
+
+WARNING: dict[str, Callable[[], Tensor]] = {
+    "softmax": lambda: bpF.softmax(t(2, 3)),
+    "mse_loss": lambda: bpF.mse_loss(t(2, 3), t(3)),
+    "l1_loss": lambda: bpF.l1_loss(t(3), t(3), size_average=False),
+    "huber_loss": lambda: bpF.huber_loss(t(3), t(3), reduction="elementwise_mean"),
+    "cross_entropy": lambda: bpF.cross_entropy(t(4, 5), classes, reduce=True),
+    "dropout2d": lambda: bpF.dropout2d(t(4, 5)),
+    "dropout3d": lambda: bpF.dropout3d(t(4, 5)),
+}
+
+
+@pytest.mark.one_backend("torch", "the other warns of float64")
+@pytest.mark.parametrize("name", WARNING)
+def test_a_warning_names_the_place_of_the_call(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    WARNING[name]()
+    (warning,) = recwarn
+    assert (warning.filename, warning.lineno) == (__file__, WARNING[name].__code__.co_firstlineno)
 
 
 class Quantized(Tensor):

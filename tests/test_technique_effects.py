@@ -28,7 +28,7 @@ from bp_torch.recipes.callbacks.sparsity import KNOWN
 from bp_torch.recipes.cli import run
 from bp_torch.recipes.data import ArrayData
 from bp_torch.recipes.modules import Classifier, Regressor
-from bp_torch.recipes.report import Outcome
+from bp_torch.recipes.outcome import Outcome
 from bp_torch.recipes.streaming import MappedRows, Streamed
 
 ONE_BACKEND = "recipes; test_convergence.py trains on both"

@@ -23,7 +23,7 @@ from bp_torch import cli
 from bp_torch.recipes import schedules
 from bp_torch.recipes.callbacks import StopAfterReductions
 from bp_torch.recipes.cli import run
-from bp_torch.recipes.report import Outcome
+from bp_torch.recipes.outcome import Outcome
 
 ONE_BACKEND = "recipes; test_convergence.py trains on both"
 pytestmark = pytest.mark.usefixtures("own_folder")

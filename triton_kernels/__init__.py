@@ -5,7 +5,20 @@ They import torch and triton and nothing of bp_torch; ``bp_torch.backends`` deci
 
 from __future__ import annotations
 
-from . import activation, batch_norm, cross_entropy, dense, elementwise, loss, mlp, nll_loss, penalty, random, softmax
+from . import (
+    activation,
+    batch_norm,
+    cross_entropy,
+    dense,
+    dropout,
+    elementwise,
+    loss,
+    mlp,
+    nll_loss,
+    penalty,
+    random,
+    softmax,
+)
 from .launch import INTERPRETED
 
 __all__ = [
@@ -14,6 +27,7 @@ __all__ = [
     "batch_norm",
     "cross_entropy",
     "dense",
+    "dropout",
     "elementwise",
     "loss",
     "mlp",

@@ -1,4 +1,4 @@
-"""The activation table on the GPU: the same keys, f, f′ and the derivative of f′, values in and values out.
+"""The activation table on the GPU: the same keys, f, f′, dy · f′ and the derivative of f′, values in and values out.
 
 The formulas are those of ``bp_torch.functions.activation_table``, in float32. Each function gets the key as a
 compile-time constant and the row's parameters as numbers (0 where a row has fewer). ``OUTPUT`` tells ``derivative`` and
@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .arithmetic import exp
 
-__all__ = ["KEYS", "curvature", "derivative", "forward"]
+__all__ = ["KEYS", "curvature", "derivative", "forward", "pull"]
 
 KEYS = (
     "identity", "relu", "leaky_relu", "elu", "selu", "celu", "gelu", "gelu_tanh", "silu", "mish", "sigmoid", "tanh",
@@ -240,6 +240,18 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
 
 
 @triton.jit
+def pull(dy, s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
+    """dy · f′. Where f′ selects (the row's ``selects``), f′ = 0 gives 0 whatever dy is, Inf and NaN included."""
+    d = derivative(s, KEY, OUTPUT, a, b)
+    clipping: tl.constexpr = KEY == "relu" or KEY == "relu6" or KEY == "hardtanh" or KEY == "hardsigmoid"
+    selects: tl.constexpr = clipping or KEY == "hardshrink" or KEY == "softshrink" or KEY == "hardswish"
+    if selects:
+        return tl.where(d == 0, 0.0, dy * d)
+    else:
+        return dy * d
+
+
+@triton.jit
 def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
     """The derivative of ``derivative`` with respect to the saved value s."""
     if KEY == "elu":
@@ -286,5 +298,10 @@ def curvature(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         return 2 * t * (1 - t * t)
     elif KEY == "sin":
         return -tl.sin(s)
-    else:  # piecewise linear
+    elif (
+        KEY == "identity" or KEY == "relu" or KEY == "leaky_relu" or KEY == "hardtanh" or KEY == "relu6"
+        or KEY == "hardsigmoid" or KEY == "hardshrink" or KEY == "softshrink"
+    ):  # fmt: skip  # piecewise linear
         return tl.zeros_like(s)
+    else:
+        tl.static_assert(False, "unknown activation")

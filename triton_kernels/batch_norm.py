@@ -28,7 +28,7 @@ STAN-CS-79-773). Where one program has a whole channel, it applies what it found
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, Protocol
@@ -51,13 +51,11 @@ from .elementwise import Layout
 from .epilogue import Epilogue, pair_of
 from .launch import Block, device_of, first_block, grid_of, is_wide, tuned, warps_of
 
-__all__ = ["TARGETS", "Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
+__all__ = ["Plan", "apply", "backward", "forward", "normalize_backward", "statistics"]
 
 BY_ROWS, BY_PLANES = first_block("batch norm rows"), first_block("batch norm planes")
 TILE = BY_ROWS.rows * BY_ROWS.columns  # two 16-byte accesses a thread in 16-bit dtypes
 WARPS = warps_of(BY_ROWS)
-CHANNELS, POINTS = BY_ROWS.columns, BY_PLANES.columns  # the most columns of a tile
-# Not yet measured on a GPU.
 PROGRAMS = 1024  # that a reduction is split into, where there is the work for them
 FEWEST_TILES, MOST_TILES = 4, 64  # of a program of a reduction; beyond the most, Σ (x - K)² could lose digits
 SPLITS_AT_ONCE, CHANNELS_AT_ONCE = 256, 8  # of the kernels that add up splits
@@ -350,50 +348,3 @@ def normalize_backward(
         dr = given.to(dtypes[3])
     dgamma, dbeta, dmean, dvar = of_channels
     return [dx, dgamma, dbeta, dr, dmean, dvar]
-
-
-def _targets() -> Iterator[dict[str, Any]]:
-    """Every kernel, of both kinds of matrices, with its main options."""
-    x, s = "*{dtype}", "*fp32"
-    types = {
-        **dict.fromkeys(("X", "R", "Y", "S", "DY", "DX", "DR"), x),
-        **dict.fromkeys(("GAMMA", "BETA", "MEAN", "REST", "VAR", "PARTIAL", "COEFFICIENTS"), s),
-        **dict.fromkeys(("DGAMMA", "DBETA", "DMEAN", "DVAR"), s),
-        **dict.fromkeys(("eps", "n", "a", "b"), "fp32"),
-        **dict.fromkeys(("rows", "columns", "channels", "across", "groups", "steps", "tiles", "splits"), "i32"),
-    }
-
-    def target(name: str, kernel: Any, absent: str = "", wide: bool = True, **constants: Any) -> dict[str, Any]:
-        constants |= dict.fromkeys(absent.split())
-        given = {name: types[name] for name in kernel.arg_names if name not in constants}
-        return {
-            "name": f"batch_norm.{name}", "kernel": kernel, "types": given, "constants": constants, "num_warps": 4,
-            "wide_accesses": wide,
-        }  # fmt: skip
-
-    rows: dict[str, Any] = {"PLANES": False, "BLOCK_ROWS": TILE // CHANNELS, "BLOCK_COLUMNS": CHANNELS, "WIDE": False}
-    planes: dict[str, Any] = {"PLANES": True, "BLOCK_ROWS": TILE // POINTS, "BLOCK_COLUMNS": POINTS, "WIDE": False}
-    relu: dict[str, Any] = {"KEY": "relu", "OUTPUT": True}
-    gelu: dict[str, Any] = {"KEY": "gelu", "OUTPUT": False}
-    none: dict[str, Any] = {"KEY": "identity"}
-    splits: dict[str, Any] = {"BLOCK_SPLITS": SPLITS_AT_ONCE, "BLOCK_COLUMNS": CHANNELS_AT_ONCE}
-    for kind, blocks in (("rows", rows), ("planes", planes), ("planes, over 2³¹ elements", {**planes, "WIDE": True})):
-        yield target(f"statistics, {kind}", _statistics, **blocks)
-        yield target(f"apply relu, {kind}", _apply, "R", KEY="relu", **blocks)
-        yield target(f"apply gelu residual, {kind}", _apply, KEY="gelu", **blocks)
-        yield target(f"forward_whole relu residual, {kind}", _forward_whole, KEY="relu", **blocks)
-        yield target(f"reduce relu, {kind}", _reduce, "R S DX DR", **relu, **blocks)
-        yield target(f"reduce relu residual, {kind}", _reduce, "R DX", **relu, **blocks)
-        yield target(f"reduce gelu residual, statistics given, {kind}", _reduce, "S", **gelu, **blocks)
-        yield target(f"backward_apply relu, {kind}", _backward_apply, "R S DR", **relu, **blocks)
-        yield target(f"backward_apply identity, {kind}", _backward_apply, "BETA R S DR", **none, OUTPUT=False, **blocks)
-        yield target(f"backward_apply gelu residual, {kind}", _backward_apply, "S", **gelu, **blocks)
-        yield target(f"backward_whole relu, {kind}", _backward_whole, "R S DR DMEAN DVAR", **relu, **blocks)
-        yield target(f"backward_whole gelu residual, {kind}", _backward_whole, "S", **gelu, **blocks)
-    yield target("merge", _merge, "REST", wide=False, **splits)
-    yield target("merge, exact mean", _merge, wide=False, **splits)
-    yield target("finish", _finish, "DMEAN DVAR", wide=False, GIVEN=False, **splits)
-    yield target("finish, statistics given", _finish, "COEFFICIENTS", wide=False, GIVEN=True, **splits)
-
-
-TARGETS = list(_targets())  # what tests/test_compile_targets.py compiles

@@ -8,7 +8,6 @@ import triton.language as tl
 from . import activation as act
 from .arithmetic import IN_INTERPRETER, fma
 from .cast import cast
-from .elementwise import _times
 
 __all__: list[str] = []
 
@@ -187,7 +186,7 @@ def _dz(
             s = _pre_activation(d, k, beta, R, i, inside)
             if OUTPUT:
                 s = cast(act.forward(s, KEY, a, b), dtype).to(tl.float32)
-        return tl.where(inside, _times(dy, act.derivative(s, KEY, OUTPUT, a, b), KEY), 0.0)
+        return tl.where(inside, act.pull(dy, s, KEY, OUTPUT, a, b), 0.0)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from torch import Tensor
 from .arithmetic import exp
 from .cast import cast
 from .loss import finish
-from .softmax import INFINITY, NEIGHBOURS, TILE, elements, like, locate, merge, rows_of, tuned, warps_of
+from .softmax import INFINITY, elements, like, locate, merge, rows_of, tile_warps, tuned_rows
 
 __all__ = ["backward", "forward", "probabilities_backward", "probabilities_forward"]
 
@@ -208,18 +208,14 @@ def _probabilities_backward(
             tl.store(DQ + at, cast(dq, DQ.dtype.element_ty), mask=mask)
 
 
-TILE_OF_TWO = TILE // 2
-"""Elements of a tile where two tensors are read: larger ones spill registers."""
-
-
 def _forward_warps(P: int, block: int, smooth: bool) -> int:
     """With smoothing there are sums of two kinds: with fewer threads registers are spilled."""
-    return (2 if smooth else 1) * warps_of(P, block)
+    return (2 if smooth else 1) * tile_warps(P, block)
 
 
 def _more_warps(P: int, block: int, strided: bool) -> int:
     """Where classes lie next to each other, the sums of two kinds want more threads, or registers are spilled."""
-    return warps_of(P, block) if strided else 2 * warps_of(P, block)
+    return tile_warps(P, block) if strided else 2 * tile_warps(P, block)
 
 
 def _shape_of_statistics(x: Tensor, c: int) -> tuple[int, ...]:
@@ -255,7 +251,7 @@ def forward(
         )  # fmt: skip
         return part
 
-    part = tuned("cross-entropy", x, rows, run, "forward")
+    part = tuned_rows("cross-entropy", x, rows, run, "forward")
     reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
     return reduced if loss is None else loss, total, m, r
 
@@ -277,10 +273,10 @@ def backward(
         _backward[rows.programs(P), triton.cdiv(rows.K, block)](
             x, t, w, m, r, dloss, total, w_sum, dx, rows.positions, rows.K, rows.inner, ignore_index,
             *_smoothing(smoothing, rows.K), w is not None, smooth, none, reduction == "mean", P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=tile_warps(P, block),
         )  # fmt: skip
 
-    tuned("cross-entropy", x, rows, run, "backward")
+    tuned_rows("cross-entropy", x, rows, run, "backward")
     return dx
 
 
@@ -304,7 +300,7 @@ def probabilities_forward(
         )  # fmt: skip
         return part
 
-    part = tuned("cross-entropy probabilities", x, rows, run, "forward", share=2)
+    part = tuned_rows("cross-entropy probabilities", x, rows, run, "forward", share=2)
     if loss is None:
         loss = finish(part, dtype, rows.positions if reduction == "mean" else 1, False)[0]
     return loss, m, r
@@ -325,52 +321,8 @@ def probabilities_backward(
             x, q, w, m, r, dloss, dx, dq, rows.positions, rows.K, rows.inner, *_smoothing(smoothing, rows.K),
             float(rows.positions) if reduction == "mean" else 1.0,
             w is not None, smoothing > 0, reduction == "none", *needs, P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=tile_warps(P, block),
         )  # fmt: skip
 
-    tuned("cross-entropy probabilities", x, rows, run, "backward", share=2)
+    tuned_rows("cross-entropy probabilities", x, rows, run, "backward", share=2)
     return dx, dq
-
-
-TYPES = {
-    **dict.fromkeys(("X", "Q", "W", "LOSS", "DLOSS", "DX", "DQ"), "*{dtype}"),
-    **dict.fromkeys(("M", "R", "TOTAL", "W_SUM"), "*fp32"),
-    "PART": "*fp64",
-    **dict.fromkeys(("positions", "K", "inner", "ignored"), "i32"),
-    **dict.fromkeys(("keep", "share", "divisor"), "fp32"),
-    "T": "*i64",
-}
-SHAPES = {
-    "rows": {"P": 1, "BLOCK": TILE, "STRIDED": False},
-    "short rows": {"P": 256, "BLOCK": 16, "STRIDED": False},
-    "strided": {"P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-}
-_SHAPES_OF_TWO = {
-    **SHAPES,
-    "short rows": {"P": 128, "BLOCK": 16, "STRIDED": False},
-    "strided": {"P": NEIGHBOURS, "BLOCK": TILE_OF_TWO // NEIGHBOURS, "STRIDED": True},
-}
-_KERNELS = {
-    "forward": (_forward, {}),
-    "backward": (_backward, {"MEAN": True}),
-    "probabilities_forward": (_probabilities_forward, {}),
-    "probabilities_backward": (_probabilities_backward, {"NEED_X": True, "NEED_Q": True}),
-}
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"cross_entropy.{name} {shape}{' all options' if options else ''}",
-        "kernel": kernel,
-        "types": TYPES,
-        "constants": {"HAS_W": options, "SMOOTH": options, "NONE": options, **more, **tile},
-        "num_warps": _more_warps(tile["P"], tile["BLOCK"], bool(tile["STRIDED"]))
-        if name == "probabilities_forward"
-        else _forward_warps(tile["P"], tile["BLOCK"], options and name == "forward"),
-        # In the forward pass a thread's part of a block, all of it 16 bytes at a time, weighs as much as the row's few
-        # numbers beside it.
-        "wide_accesses": shape == "rows" and name != "forward",
-    }
-    for name, (kernel, more) in _KERNELS.items()
-    for shape, tile in (_SHAPES_OF_TWO if "probabilities" in name else SHAPES).items()
-    for options in (False, True)
-]

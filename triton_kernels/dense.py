@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import triton
@@ -27,7 +26,7 @@ from . import random
 from .arithmetic import IN_INTERPRETER
 from .cast import cast
 from .epilogue import Epilogue, dropout_of, pair_of
-from .launch import Block, first_block, is_wide, tuned, warps_of
+from .launch import Block, is_wide, tuned, warps_of
 
 __all__ = ["choose", "forward", "input_precision", "using"]
 
@@ -60,7 +59,7 @@ def using(way: str) -> Iterator[None]:
 def choose() -> str:
     """``"cublas"``: torch's product, then one fused pass; or ``"triton"``: the kernel below.
 
-    Nothing has been measured on a GPU yet, so the answer is ``"cublas"`` for every shape.
+    ``"cublas"`` unless the other is asked for: see launch.py.
     """
     return "cublas" if _forced == "auto" else _forced
 
@@ -159,34 +158,3 @@ def forward(
         tuned(family(x.dtype), W.numel(), x, run)
     shape = (*x.shape[:-1], N)
     return y.reshape(shape), None if s is None else s.reshape(shape)
-
-
-def _target(
-    name: str, dtype: str, key: str, store: str = "", bits: int = 0, residual: bool = False, precision: str = "ieee"
-) -> dict[str, Any]:
-    block = first_block(family(torch.float32 if dtype == "fp32" else torch.bfloat16))
-    types = dict.fromkeys(("X", "W", "BIAS", "R", "Y", "S"), f"*{dtype}") | {"SEED": "*i64"}
-    types |= dict.fromkeys(("M", "N", "K", "x_row", "w_row"), "i32") | dict.fromkeys(("a", "b", "scale"), "fp32")
-    constants = {
-        "x_column": 1, "w_column": 1, "KEY": key, "HAS_BIAS": True, "HAS_R": residual, "STORE": store,
-        "THRESHOLD": 2 ** (bits - 1) if bits else 0, "BITS": bits, "PRECISION": precision,
-        "BLOCK_M": block.rows, "BLOCK_N": block.columns, "BLOCK_K": block.depth, "GROUP": GROUP, "WIDE": False,
-    }  # fmt: skip
-    constants |= {pointer: None for pointer, used in (("R", residual), ("S", store), ("SEED", bits)) if not used}
-    return {
-        "name": f"dense {name}", "kernel": _dense, "types": types, "constants": constants,
-        "num_warps": block.warps, "wide_accesses": residual or not bits,  # else seed and bias are a large part
-    }  # fmt: skip
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles; a tile's shape depends on the dtype, so each is named
-    target
-    for dtype in ("fp32", "bf16", "fp16")
-    for target in (
-        _target("identity", dtype, "identity"),
-        _target("relu dropout", dtype, "relu", bits=16),
-        _target("gelu dropout residual", dtype, "gelu", "z", 16, True),
-        _target("tanh dropout", dtype, "tanh", "a", 32),
-        *([_target("relu tf32", dtype, "relu", precision="tf32")] if dtype == "fp32" else []),
-    )
-]

@@ -25,7 +25,6 @@ The mask is never stored: ``keep`` is drawn again from the seed (see random.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,17 +75,6 @@ def _dropped(
 
 
 @triton.jit
-def _times(dy, d, KEY: tl.constexpr):
-    """dy · f′. Where f′ is 0 or a constant, torch gives 0 for f′ = 0 whatever dy is, Inf and NaN included."""
-    clipping: tl.constexpr = KEY == "relu" or KEY == "relu6" or KEY == "hardtanh" or KEY == "hardsigmoid"
-    shrinking: tl.constexpr = KEY == "hardshrink" or KEY == "softshrink"
-    if clipping or shrinking:
-        return tl.where(d == 0, 0.0, dy * d)
-    else:
-        return dy * d
-
-
-@triton.jit
 def _forward(
     X, BIAS, R, SEED, Y, S, n, columns, a, b, scale, channels, points,
     KEY: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_R: tl.constexpr, ACT_LAST: tl.constexpr, STORE_S: tl.constexpr,
@@ -126,7 +114,7 @@ def _backward(
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     if KEY != "identity":
         s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-        d = _times(d, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+        d = act.pull(d, s, KEY, OUTPUT, a, b)
     if ACT_LAST:
         tl.store(DR + i, cast(d, DR.dtype.element_ty), mask=inside)
         d = _dropped(d, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
@@ -157,7 +145,7 @@ def _backward_bias(
             dz = dz * tl.where(random.keep(tl.load(SEED), i, THRESHOLD, BITS), scale, 0.0)
         if KEY != "identity":
             s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-            dz = _times(dz, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+            dz = act.pull(dz, s, KEY, OUTPUT, a, b)
         tl.store(DZ + i, cast(dz, DZ.dtype.element_ty), mask=inside)
         total += tl.sum(tl.where(inside, dz, 0.0), axis=0)
     tl.store(PARTIAL + group.to(tl.int64) * columns + c, total, mask=c < columns)
@@ -176,7 +164,7 @@ def _second(
     g = _dropped(g, SEED, start, scale, channels, points, THRESHOLD, BITS, LAST, BLOCK)
     dy = tl.load(DY + i, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(S + i, mask=inside, other=0.0).to(tl.float32)
-    ddy = _times(g, act.derivative(s, KEY, OUTPUT, a, b), KEY)
+    ddy = act.pull(g, s, KEY, OUTPUT, a, b)
     ds = g * dy * act.curvature(s, KEY, OUTPUT, a, b)
     tl.store(DDY + i, cast(ddy, DDY.dtype.element_ty), mask=inside)
     tl.store(DS + i, cast(ds, DS.dtype.element_ty), mask=inside)
@@ -333,69 +321,3 @@ def second(g: Tensor, dy: Tensor, s: Tensor, seed: Tensor | None, e: Epilogue) -
         with device_of(dy):
             launch(block_for("elementwise", n, dy.device, launch, dy.dtype, "second"))
     return ddy, ds
-
-
-def _targets() -> Iterator[dict[str, Any]]:
-    """Every kernel with its main options, and every activation."""
-    numbers = {"n": "i32", "a": "fp32", "b": "fp32", "scale": "fp32", "channels": "i32", "points": "i32"}
-    x = "*{dtype}"
-    drop_16: dict[str, Any] = {"THRESHOLD": 2**15, "BITS": 16}
-    drop_32: dict[str, Any] = {"THRESHOLD": 2**31, "BITS": 32}
-    nothing: dict[str, Any] = {"THRESHOLD": 0, "BITS": 0}
-    flat: dict[str, Any] = {"LAST": False, "BLOCK": 1024, "WIDE": False}
-
-    def forward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("X", "BIAS", "R", "Y", "S"), x), "SEED": "*i64", **numbers, "columns": "i32"}
-        options: dict[str, Any] = {"HAS_BIAS": "BIAS" not in absent, "HAS_R": "R" not in absent, "ACT_LAST": False}
-        options |= {"STORE_S": "S" not in absent, **flat, **constants}
-        return _target(f"forward {name}", _forward, types, absent, {"KEY": key, **options})
-
-    def backward(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("DY", "S", "DX", "DR"), x), "SEED": "*i64", **numbers}
-        options = {"OUTPUT": key == "relu", "ACT_LAST": "DR" not in absent, **flat, **constants}
-        return _target(f"backward {name}", _backward, types, absent, {"KEY": key, **options})
-
-    def bias(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("DY", "S", "DZ"), x), "SEED": "*i64", "PARTIAL": "*fp32", "rows": "i32", **numbers}
-        types["columns"] = "i32"
-        options = {"OUTPUT": key == "relu", "BLOCK_ROWS": 16, "BLOCK_COLUMNS": 64, "STEPS": 16, "WIDE": False}
-        return _target(f"backward_bias {name}", _backward_bias, types, absent, {"KEY": key, **options, **constants})
-
-    def second(name: str, key: str, absent: tuple[str, ...] = (), **constants: Any) -> dict[str, Any]:
-        types = {**dict.fromkeys(("G", "DY", "S", "DDY", "DS"), x), "SEED": "*i64", **numbers}
-        return _target(f"second {name}", _second, types, absent, {"KEY": key, "OUTPUT": False, **flat, **constants})
-
-    yield forward("relu", "relu", ("BIAS", "R", "S", "SEED"), **nothing)
-    yield forward("relu dropout", "relu", ("BIAS", "R", "S"), **drop_16)
-    yield forward("bias gelu dropout residual, keeping a", "gelu", **drop_16)
-    yield forward("residual relu, dropout of 32 bits", "relu", ("BIAS", "S"), ACT_LAST=True, **drop_32)
-    yield forward("relu dropout, channels last", "relu", ("BIAS", "R", "S"), **drop_16, LAST=True)
-    yield forward("relu dropout, over 2³¹ elements", "relu", ("BIAS", "R", "S"), **drop_16, WIDE=True)
-    yield backward("relu", "relu", ("DR", "SEED"), **nothing)
-    yield backward("gelu dropout", "gelu", ("DR",), **drop_16)
-    yield backward("residual relu, dropout of 32 bits", "relu", **drop_32)
-    yield backward("relu dropout, channels last", "relu", ("DR",), **drop_16, LAST=True)
-    yield backward("relu dropout, over 2³¹ elements", "relu", ("DR",), **drop_16, WIDE=True)
-    yield bias("relu", "relu", ("SEED",), **nothing)
-    yield bias("gelu dropout", "gelu", **drop_16)
-    yield bias("relu dropout, over 2³¹ elements", "relu", **drop_16, WIDE=True)
-    yield second("gelu dropout", "gelu", **drop_16)
-    # Inside, every dtype is float32: one is enough to compile each activation.
-    for key in act.KEYS:
-        yield {**forward(key, key, ("BIAS", "R", "S", "SEED"), **nothing), "dtypes": ("bf16",)}
-        yield {**second(key, key, ("SEED",), **nothing), "dtypes": ("bf16",)}
-
-
-def _target(
-    name: str, kernel: Any, types: dict[str, str], absent: tuple[str, ...], constants: dict[str, Any]
-) -> dict[str, Any]:
-    """``absent``: the pointers that are None."""
-    constants = {**constants, **dict.fromkeys(absent)}
-    types = {name: kind for name, kind in types.items() if name not in absent}
-    return {
-        "name": f"elementwise.{name}", "kernel": kernel, "types": types, "constants": constants, "num_warps": 4,
-        "wide_accesses": True,
-    }  # fmt: skip
-
-
-TARGETS = list(_targets())  # what tests/test_compile_targets.py compiles

@@ -2,6 +2,8 @@
 
 Block sizes come from :data:`TABLE`, by family of kernels and class of shapes, through :func:`block_for`. Nothing is
 tuned at run time unless ``BP_TORCH_AUTOTUNE=1`` asks for it (see tuning.py).
+
+No block, no number of programs and no choice between kernels, here or in the other files, has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -46,8 +48,6 @@ class Block:
     """Warps of 32 threads: see :func:`warps_of`."""
     depth: int = 1
     """Terms of a product that a step adds up."""
-    measured: str = "not measured"
-    """Device, and share of its copy rate, where somebody measured it."""
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,6 @@ def _finish(
 BLOCK = first_block("loss").columns
 WARPS = warps_of(first_block("loss"))
 """8 elements a thread: 16-byte accesses in 16-bit dtypes."""
-# Not yet measured on a GPU.
 PROGRAMS = 2048
 """About so many programs share a long sum."""
 CHUNK = 8192
@@ -334,44 +333,3 @@ def backward(
 
         tuned("loss", n, x, run, "backward")
     return dx, dt, dw
-
-
-_POINTERS = dict.fromkeys(("X", "T", "W", "PI", "DLOSS", "DX", "DT", "DW", "LOSS"), "*{dtype}")
-_NUMBERS = {"n": "i32", "w_count": "i32", "pi_count": "i32", "a": "fp32", "divisor": "fp32"}
-_SUMS = {"PART": "*fp64", "TOTAL": "*fp32"}
-
-
-def _targets(key: str, w_mode: int, pi_mode: int, none: bool, by_total: bool) -> list[dict]:
-    modes = {"KEY": key, "W_MODE": w_mode, "PI_MODE": pi_mode, "NONE": none, "BLOCK": BLOCK, "WIDE": False}
-    needs = {"BY_TOTAL": by_total, "NEED_X": True, "NEED_T": True, "NEED_W": w_mode == 1}
-    options = f"{key}{' weight' if w_mode else ''}{' none' if none else ''}"
-    types = {**_POINTERS, **_NUMBERS, **_SUMS}
-    steps = 1 if none else 4
-    common = {"types": types, "num_warps": WARPS, "wide_accesses": w_mode < 2 and pi_mode < 2}
-    forward_constants = {**modes, "W_SUM": by_total, "STEPS": steps}
-    return [
-        {"name": f"loss.forward {options}", "kernel": _forward, "constants": forward_constants, **common},
-        # The loss of a weighted mean is float32 here.
-        {"name": f"loss.backward {options}", "kernel": _backward, "constants": {**modes, **needs},
-         **common, "types": {**types, "LOSS": "*fp32"}},
-    ]  # fmt: skip
-
-
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    *(target for key in ("mse", "l1", "smooth_l1", "huber") for target in _targets(key, 0, 0, False, False)),
-    *_targets("mse", 1, 0, False, True),
-    *_targets("mse", 0, 0, True, False),
-    *_targets("bce", 0, 0, False, False),
-    *_targets("bce", 2, 2, True, False),
-    {
-        "name": "loss.fold", "kernel": _fold, "types": {"PART": "*fp64", "OUT": "*fp64", "count": "i32"},
-        "constants": {"CHUNK": CHUNK, "BLOCK": BLOCK}, "num_warps": 2 * WARPS, "wide_accesses": False,
-    },
-    {
-        "name": "loss.finish", "kernel": _finish,
-        "types": {"PART": "*fp64", "LOSS": "*{dtype}", "TOTAL": "*fp32", "count": "i32", "divisor": "fp32"},
-        "constants": {"HAS_LOSS": True, "HAS_TOTAL": True, "BY_TOTAL": True, "BLOCK": BLOCK},
-        "num_warps": WARPS, "wide_accesses": False,
-    },
-]  # fmt: skip

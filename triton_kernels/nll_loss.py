@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
 from .cast import cast
-from .cross_entropy import SHAPES, TYPES, class_of, contiguous, put_loss, upstream
-from .launch import device_of
+from .cross_entropy import class_of, contiguous, put_loss, upstream
+from .launch import device_of, first_block, warps_of
 from .loss import finish
-from .softmax import elements, locate, rows_of, tuned, warps_of
+from .softmax import elements, locate, rows_of, tile_warps, tuned_rows
 
 __all__ = ["backward", "forward"]
 
@@ -48,7 +47,7 @@ def _backward(
     tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-NLL = launch.first_block("nll")
+NLL = first_block("nll")
 NLL_BLOCK = NLL.columns
 
 
@@ -62,7 +61,7 @@ def forward(x: Tensor, c: int, t: Tensor, w: Tensor | None, ignore_index: int, r
     with device_of(x):
         _forward[(programs,)](
             x, t, w, loss, part, rows.positions, rows.K, rows.inner, ignore_index, w is not None, none, NLL_BLOCK,
-            num_warps=launch.warps_of(NLL),
+            num_warps=warps_of(NLL),
         )  # fmt: skip
     reduced, total = finish(part, None if none else x.dtype, None if reduction == "mean" else 1, True)
     return loss if none else reduced, total
@@ -81,26 +80,8 @@ def backward(
         _backward[rows.programs(P), triton.cdiv(rows.K, block)](
             t, w, dloss, total, dx, rows.positions, rows.K, rows.inner, ignore_index,
             w is not None, reduction == "none", reduction == "mean", P, block, rows.strided,
-            num_warps=warps_of(P, block),
+            num_warps=tile_warps(P, block),
         )  # fmt: skip
 
-    tuned("cross-entropy", dx, rows, run, "nll backward")
+    tuned_rows("cross-entropy", dx, rows, run, "nll backward")
     return dx
-
-
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"nll_loss.forward{' weight' if weight else ''}", "kernel": _forward, "types": TYPES,
-        "constants": {"HAS_W": weight, "NONE": weight, "BLOCK": NLL_BLOCK}, "num_warps": 4, "wide_accesses": False,
-    }
-    for weight in (False, True)
-]  # fmt: skip
-TARGETS += [
-    {
-        "name": f"nll_loss.backward {shape}", "kernel": _backward, "types": TYPES,
-        "constants": {"HAS_W": True, "NONE": False, "MEAN": True, **tile},
-        "num_warps": warps_of(tile["P"], tile["BLOCK"]), "wide_accesses": shape == "rows",
-    }
-    for shape, tile in SHAPES.items()
-]  # fmt: skip

@@ -193,24 +193,3 @@ def backward(dR: Tensor, tensors: list[Tensor], l1: float, l2: float) -> list[Te
         for w, start in zip(group, starts, strict=False):
             gradients[id(w)] = buffer.as_strided(w.shape, w.stride(), start)
     return [gradients[id(w)] if w.numel() else torch.empty_like(w) for w in dense]
-
-
-def _target(name: str, kernel: triton.JITFunction, pointers: dict[str, str], l1: bool, l2: bool) -> dict:
-    terms = " ".join(["l1"] * l1 + ["l2"] * l2)
-    return {
-        "name": f"penalty.{name} {terms}", "kernel": kernel,
-        "types": {"TABLE": "*i64", **pointers, "first": "i32", "l1": "fp32", "l2": "fp32"},
-        "constants": {"HAS_L1": l1, "HAS_L2": l2, "ALIGNED": True, "BLOCK": BLOCK},
-        "num_warps": WARPS, "wide_accesses": True,
-    }  # fmt: skip
-
-
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    target
-    for l1, l2 in ((True, False), (False, True), (True, True))
-    for target in (
-        _target("forward", _forward, {"PART": "*fp64", "KIND": "*{dtype}"}, l1, l2),
-        _target("backward", _backward, {"DR": "*{dtype}", "DW": "*{dtype}"}, l1, l2),
-    )
-]

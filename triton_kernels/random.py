@@ -1,4 +1,4 @@
-"""Dropout masks from a seed and an element's index, so that no mask is ever stored.
+"""The bits of dropout masks, from a seed and an element's index, so that no mask is ever stored.
 
 Philox4x32-10 (Salmon et al. 2011) of (seed, index // lanes) gives 128 random bits, which serve 8 elements with 16 bits
 each, or 4 with 32 bits. An element is kept where its bits, as an unsigned number, are at least p · 2^bits. The mask
@@ -7,19 +7,10 @@ depends on nothing else: not on the block size, not on the launch.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .launch import Block, block_for, device_of, grid_of, warps_of
-
-__all__ = ["bits_for", "keep", "keep_contiguous", "mask", "new_seed", "threshold"]
-
-
-def new_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A 64-bit seed from torch's generator of the device, on the device: a replayed CUDA graph draws a fresh one."""
-    return torch.empty((1,), dtype=torch.int64, device=device).random_(generator=generator)
+__all__ = ["bits_for", "keep", "keep_contiguous", "threshold"]
 
 
 def bits_for(p: float) -> int:
@@ -71,40 +62,3 @@ def keep(seed, index, THRESHOLD: tl.constexpr, BITS: tl.constexpr):
     if BITS == 16:
         w = tl.where(lane % 2 == 0, w & 0xFFFF, w >> 16)
     return w >= THRESHOLD
-
-
-@triton.jit
-def _mask(OUT, SEED, n, THRESHOLD: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    i = start + tl.arange(0, BLOCK)
-    kept = keep_contiguous(tl.load(SEED), start, THRESHOLD, BITS, BLOCK)
-    tl.store(OUT + i, kept, mask=i < n)
-
-
-def mask(seed: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """The mask written out, for what needs it as a tensor (a backward that is itself differentiated)."""
-    out = torch.empty(shape, dtype=torch.bool, device=seed.device)
-    n = out.numel()
-    if n:
-
-        def launch(block: Block) -> None:
-            _mask[grid_of(n, block.columns)](
-                out, seed, n, threshold(p), bits_for(p), block.columns, num_warps=warps_of(block)
-            )
-
-        with device_of(out):
-            launch(block_for("mask", n, seed.device, launch))
-    return out
-
-
-TARGETS = [  # what tests/test_compile_targets.py compiles
-    {
-        "name": f"random.mask, {bits} bits",
-        "kernel": _mask,
-        "types": {"OUT": "*i1", "SEED": "*i64", "n": "i32"},
-        "constants": {"THRESHOLD": 2 ** (bits - 1), "BITS": bits, "BLOCK": 2048},
-        "num_warps": 4,
-        "wide_accesses": True,
-    }
-    for bits in (16, 32)
-]

@@ -24,12 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
 from .arithmetic import exp
 from .cast import cast
-from .launch import Block
+from .launch import Block, first_block, tuned, warps_of
 
-__all__ = ["Rows", "backward", "elements", "forward", "like", "locate", "merge", "rows_of", "tuned"]
+__all__ = ["Rows", "backward", "elements", "forward", "like", "locate", "merge", "rows_of", "tile_warps", "tuned_rows"]
 
 INFINITY = tl.constexpr(float("inf"))
 Result = TypeVar("Result")
@@ -142,11 +141,9 @@ def _backward(
             tl.store(DX + at, cast(dx, DX.dtype.element_ty), mask=mask)
 
 
-WHOLE_ROW = launch.first_block("softmax", "whole row").columns
-"""The longest row that is kept in registers."""
-TILE = launch.first_block("softmax", "long row").columns
+TILE = first_block("softmax", "long row").columns
 """Elements of a tile where rows are short, or are taken in several blocks."""
-NEIGHBOURS = launch.first_block("softmax strided").rows
+NEIGHBOURS = first_block("softmax strided").rows
 """Positions of a tile where classes are strided."""
 LARGEST_TILE = 8192
 """Elements of a tile of several rows."""
@@ -181,23 +178,21 @@ class Rows:
         return self.outer * triton.cdiv(self.inner, P) if self.strided else triton.cdiv(self.outer, P)
 
 
-def tuned(
+def tuned_rows(
     family: str, x: Tensor, rows: Rows, run: Callable[[int, int], Result], what: str, share: int = 1
 ) -> Result:  # fmt: skip
     """``run`` with P and BLOCK for these rows; tiles of several rows have 1/``share`` of the block's elements."""
     if rows.strided:
-        return launch.tuned(
+        return tuned(
             "softmax strided", rows.K, x,
             lambda b: run(*rows.tile(size=b.rows * b.columns // share, neighbours=b.rows)), f"{family} {what}",
         )  # fmt: skip
-    return launch.tuned(
-        family, rows.K, x, lambda b: run(*rows.tile(b.columns, min(b.columns, LARGEST_TILE) // share)), what
-    )
+    return tuned(family, rows.K, x, lambda b: run(*rows.tile(b.columns, min(b.columns, LARGEST_TILE) // share)), what)
 
 
-def warps_of(P: int, block: int) -> int:
+def tile_warps(P: int, block: int) -> int:
     """For 32 elements a thread; 16 in a tile of several positions, whose numbers for each take registers too."""
-    return launch.warps_of(Block(block, P, max(1, min(16, P * block // (1024 if P == 1 else 512)))))
+    return warps_of(Block(block, P, max(1, min(16, P * block // (1024 if P == 1 else 512)))))
 
 
 def rows_of(x: Tensor, dim: int, in_order: bool = False) -> tuple[Tensor, Rows]:
@@ -235,10 +230,10 @@ def forward(x: Tensor, dim: int, log: bool) -> Tensor:
         def run(P: int, block: int) -> None:
             _forward[(rows.programs(P),)](
                 x, y, rows.positions, rows.K, rows.inner,
-                log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
+                log, block >= rows.K, P, block, rows.strided, num_warps=tile_warps(P, block),
             )  # fmt: skip
 
-        tuned("softmax", x, rows, run, "forward")
+        tuned_rows("softmax", x, rows, run, "forward")
     return y
 
 
@@ -251,32 +246,8 @@ def backward(dy: Tensor, y: Tensor, dim: int, log: bool) -> Tensor:
         def run(P: int, block: int) -> None:
             _backward[(rows.programs(P),)](
                 dy, y, dx, rows.positions, rows.K, rows.inner,
-                log, block >= rows.K, P, block, rows.strided, num_warps=warps_of(P, block),
+                log, block >= rows.K, P, block, rows.strided, num_warps=tile_warps(P, block),
             )  # fmt: skip
 
-        tuned("softmax", y, rows, run, "backward")
+        tuned_rows("softmax", y, rows, run, "backward")
     return dx
-
-
-_SIZES = {"positions": "i32", "K": "i32", "inner": "i32"}
-_SHAPES = {
-    "row": {"ONE": True, "P": 1, "BLOCK": WHOLE_ROW, "STRIDED": False},
-    "short rows": {"ONE": True, "P": 256, "BLOCK": 16, "STRIDED": False},
-    "long rows": {"ONE": False, "P": 1, "BLOCK": TILE, "STRIDED": False},
-    "strided": {"ONE": True, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-    "strided long": {"ONE": False, "P": NEIGHBOURS, "BLOCK": TILE // NEIGHBOURS, "STRIDED": True},
-}
-# What the tests of the compile targets compile: kernel, types and constants by name, warps.
-TARGETS = [
-    {
-        "name": f"softmax.{name}{' log' if log else ''} {shape}",
-        "kernel": kernel,
-        "types": {**dict.fromkeys(tensors, "*{dtype}"), **_SIZES},
-        "constants": {"LOG": log, **constants},
-        "num_warps": warps_of(constants["P"], constants["BLOCK"]),
-        "wide_accesses": not constants["STRIDED"] and shape != "short rows",
-    }
-    for name, kernel, tensors in (("forward", _forward, ("X", "Y")), ("backward", _backward, ("DY", "Y", "DX")))
-    for log in (False, True)
-    for shape, constants in _SHAPES.items()
-]

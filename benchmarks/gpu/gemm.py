@@ -118,7 +118,7 @@ def main() -> None:
         passes = milliseconds(in_two)
         print(f"{M}x{N}x{K}: cuBLAS {plain:.3f} ms, {rate / plain:.0f} TFLOP/s; with a pass after it {passes:.3f} ms")
         z = torch.nn.functional.linear(x[:256].float(), W.float(), b.float())
-        right = 2 * z.relu() * kernels.random.mask(seed, (M, N), 0.5)[:256]
+        right = 2 * z.relu() * kernels.dropout.mask(seed, (M, N), 0.5)[:256]
         found: dict[str, float] = {}
         for block, tma in product(BLOCKS, (False, True)):
             name = f"{'TMA' if tma else 'pointers'} {block}"

@@ -79,12 +79,12 @@ def copy() -> None:
 def elementwise() -> None:
     x, y, n = random(65536, 1024), random(65536, 1024), 65536 * 1024
     s = torch.tensor([5], device="cuda")
-    ew = kernels.elementwise
-    time("relu dropout", 4 * n, lambda: ew.forward(x, None, None, s, 0.5, "relu", ()))
-    time("residual", 6 * n, lambda: ew.residual_forward(x, y, s, 0.5, "relu", (), False))
-    time("residual backward", 8 * n, lambda: ew.residual_backward(x, y, s, 0.5, "relu", (), True, (DTYPE, DTYPE)))
-    time("bias relu backward", 6 * n, lambda: ew.backward_bias(x, y, None, 0.5, "relu", (), True))
-    time("bias gelu dropout backward", 6 * n, lambda: ew.backward_bias(x, y, s, 0.5, "gelu", (), False))
+    ew, dropped = kernels.elementwise, Epilogue("relu", p=0.5)
+    time("relu dropout", 4 * n, lambda: ew.forward(x, None, None, s, dropped))
+    time("residual", 6 * n, lambda: ew.residual_forward(x, y, s, dropped))
+    time("residual backward", 8 * n, lambda: ew.residual_backward(x, y, s, dropped, (DTYPE, DTYPE)))
+    time("bias relu backward", 6 * n, lambda: ew.backward_bias(x, y, None, dropped))
+    time("bias gelu dropout backward", 6 * n, lambda: ew.backward_bias(x, y, s, Epilogue("gelu", p=0.5)))
 
 
 def norms() -> None:

@@ -19,7 +19,7 @@ from . import mlp as _mlp
 from . import penalty as _penalty
 from . import residual as _residual
 from . import softmax as _softmax
-from .activation import *  # type: ignore[assignment]  # torch's hardshrink is a built-in
+from .activation import *
 from .batch_norm import *
 from .dense import *
 from .dropout import *

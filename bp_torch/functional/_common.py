@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import linecache
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .._torch import is_autocast_enabled
-from ..functions.activation import ACTIVATIONS
+from ..functions.activation import ACTIVATIONS, Activation
 from ..functions.epilogue import Epilogue
 
 __all__ = [
     "USUAL",
     "activation_arguments",
-    "check_activation",
     "check_bool",
     "check_number",
+    "check_parameters",
     "check_probability",
     "check_same",
     "check_tensor",
     "epilogue_of",
     "hand_over",
     "lower_precision",
+    "overridable",
     "to_float32",
     "warn",
     "without_generator",
+    "write_out",
 ]
 
 
@@ -37,6 +43,42 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
     **{name: tuple(float(value) for value in row.parameters.values()) for name, row in ACTIVATIONS.items()},
 }
 _REQUIRED = ("input", "branch")
+
+
+Form = TypeVar("Form", bound=Callable[..., Any])
+
+
+def overridable(theirs: Callable[..., Any]) -> Callable[[Form], Form]:
+    """A functional form whose calls are handed over where an argument that it annotates as a Tensor has a
+    ``__torch_function__``, or a mode has: see :func:`hand_over`.
+
+    The check is a function of the form's own signature, which is written out here: with ``*args, **kwargs`` a call of
+    dense, whose options are keywords, takes a microsecond more.
+    """
+
+    def decorate(ours: Form) -> Form:
+        signature = inspect.signature(ours)
+        parameters = signature.parameters.values()
+        bare = signature.replace(
+            parameters=[p.replace(annotation=p.empty) for p in parameters], return_annotation=signature.empty
+        )
+        tensors = ", ".join(p.name for p in parameters if str(p.annotation).startswith("Tensor"))
+        given = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters)
+        source = f"""
+def make(ours, theirs, hand_over, has_torch_function):
+    def {ours.__name__}{bare}:
+        if has_torch_function({tensors}):
+            return hand_over(form, theirs, {given})
+        return ours({given})
+    form = {ours.__name__}
+    return form
+"""
+        made: dict[str, Any] = {}
+        exec(compile(source, f"<overridable {ours.__name__}>", "exec"), globals(), made)
+        form: Any = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
+        return form
+
+    return decorate
 
 
 def hand_over(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +117,11 @@ def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """``warnings.warn`` from the caller's place; not while compiling, where it would break the graph and torch's own
-    functions are silent as well.
+    """``warnings.warn`` from the place of who called an :func:`overridable` form, which counts as one function; not
+    while compiling, where it would break the graph and torch's own functions are silent as well.
     """
     if not torch.compiler.is_compiling():
-        warnings.warn(message, stacklevel=stacklevel + 1)
+        warnings.warn(message, stacklevel=stacklevel + 2)
 
 
 def check_tensor(function: str, **tensors: Any) -> None:
@@ -122,17 +164,19 @@ def check_probability(function: str, p: float, name: str = "p") -> None:
         raise ValueError(f"{function}(): '{name}': expected a probability between 0 and 1, got {p}")
 
 
-def check_activation(function: str, name: str, parameters: Sequence[float]) -> None:
-    """Refuses parameters that torch's operators refuse, with their exceptions: the kernels do not look at them."""
-    for index, value in enumerate(parameters):
+def check_parameters(function: str, row: Activation, values: Sequence[Any]) -> None:
+    """Refuses parameters that the row does not take, with torch's exceptions: the kernels do not look at them. Where
+    torch has no answer to Inf and NaN, neither is one taken.
+    """
+    for index, value in enumerate(values):
         if not isinstance(value, (float, int)):
-            check_number(function, list(ACTIVATIONS[name].parameters)[index], value)
-    if name == "softshrink" and not parameters[0] >= 0:
-        raise RuntimeError(f"{function}(): 'lambd': expected a number ≥ 0, got {parameters[0]}")
-    if name == "celu" and parameters[0] == 0:
-        raise RuntimeError(f"{function}(): 'alpha': expected a number other than 0, got {parameters[0]}")
-    if name == "hardtanh" and parameters[0] > parameters[1]:
-        raise ValueError(f"{function}(): 'min_val': expected at most 'max_val', {parameters[1]}, got {parameters[0]}")
+            check_number(function, list(row.parameters)[index], value)
+        if row.operator is None and not -math.inf < value < math.inf:
+            raise ValueError(f"{function}(): {list(row.parameters)[index]!r}: expected a finite number, got {value}")
+    for parameter, expected, holds, error in row.requires:
+        if not holds(*values):
+            given = dict(zip(row.parameters, values, strict=True))
+            raise error(f"{function}(): {parameter!r}: expected {expected.format(**given)}, got {given[parameter]}")
 
 
 def activation_arguments(
@@ -154,10 +198,17 @@ def activation_arguments(
         raise ValueError(
             f"{function}(): 'activation_parameters': {name} takes {allowed}, got {', '.join(map(repr, unknown))}"
         )
-    values = tuple(float(given.get(key, default)) for key, default in defaults.items())
+    values = tuple(given.get(key, default) for key, default in defaults.items())
     if given:
-        check_activation(function, name, values)
-    return name, values
+        check_parameters(function, ACTIVATIONS[name], values)
+    return name, tuple(map(float, values))
+
+
+def write_out(source: str, namespace: dict[str, Any]) -> None:
+    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
+    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
 
 
 USUAL: dict[tuple[str | None, float], Epilogue] = {}

@@ -1,4 +1,4 @@
-"""Functional forms of the activations, with torch.nn.functional's names and signatures.
+"""Functional forms of the activations, with torch.nn.functional's names and signatures, one for each row of the table.
 
 ``inplace=True`` is torch's own in-place operator, which overwrites its input and whose backward is torch's. So is
 every activation of complex numbers, for which the table's derivatives do not hold, and of nested tensors.
@@ -7,41 +7,25 @@ every activation of complex numbers, for which the table's derivatives do not ho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
-from ..functions.activation import ACTIVATIONS, ActivationFunction
+from ..functions.activation import ACTIVATIONS, Activation, ActivationFunction
 from ..functions.epilogue import Epilogue
 from ..functions.function import call
-from ._common import activation_arguments, check_activation, check_tensor, hand_over, to_float32
+from ._common import activation_arguments, check_parameters, check_tensor, hand_over, to_float32, write_out
 
-__all__ = [
-    "activation",
-    "celu",
-    "elu",
-    "gelu",
-    "hardshrink",
-    "hardsigmoid",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "logsigmoid",
-    "mish",
-    "relu",
-    "relu6",
-    "selu",
-    "sigmoid",
-    "silu",
-    "sin",
-    "softplus",
-    "softshrink",
-    "softsign",
-    "tanh",
-    "tanhshrink",
-]
+_FORMS = [key for key, row in ACTIVATIONS.items() if row.module is not None]
+
+if TYPE_CHECKING:  # the others are torch's own to a type checker: see __init__.py
+    __all__ = ["activation", "sin"]
+
+    def sin(input: Tensor) -> Tensor: ...
+
+else:
+    __all__ = ["activation", *_FORMS]
 
 
 def activation(input: Tensor, activation: str, activation_parameters: Mapping[str, float] | None = None) -> Tensor:
@@ -59,138 +43,59 @@ def activation(input: Tensor, activation: str, activation_parameters: Mapping[st
     return _call(name, input, *parameters)
 
 
-def _call(name: str, input: Tensor, *parameters: float) -> Tensor:
+def _call(key: str, input: Tensor, *parameters: float) -> Tensor:
+    row = ACTIVATIONS[key]
     if has_torch_function_unary(input):
-        given = dict(zip(ACTIVATIONS[name].parameters, parameters, strict=True))
-        return hand_over(activation, lambda *_: _by_torch(name, input, *parameters), input, name, given)
-    check_tensor(name, input=input)
+        given = dict(zip(row.parameters, parameters, strict=True))
+        return hand_over(activation, lambda *_: _by_torch(row, input, *parameters), input, key, given)
+    check_tensor(key, input=input)
     if parameters:
-        check_activation(name, name, parameters)
+        check_parameters(key, row, parameters)
     if input.is_complex() or input.is_nested:
-        return _by_torch(name, input, *parameters)
-    if name == "softplus":
+        return _by_torch(row, input, *parameters)
+    if row.float32:
         (input,) = to_float32(input, cpu=False)
-    e = Epilogue(name, tuple(map(float, parameters)), fused=False) if parameters else ALONE[name]
+    e = Epilogue(key, tuple(map(float, parameters)), fused=False) if parameters else ALONE[key]
     return call(ActivationFunction, input, e)
 
 
-ALONE = {name: Epilogue(name, fused=False) for name, row in ACTIVATIONS.items() if not row.parameters}
+ALONE = {key: Epilogue(key, fused=False) for key, row in ACTIVATIONS.items() if not row.parameters}
 """Made once, since to make one takes a microsecond."""
 
 
-def _by_torch(name: str, input: Tensor, *parameters: float) -> Tensor:
-    if name == "identity":
-        return input.clone()
-    if name == "gelu_tanh":
-        return F.gelu(input, approximate="tanh")
-    native = getattr(torch, name) if name == "sin" else getattr(F, name)
-    return native(input, *parameters)
+def _by_torch(row: Activation, input: Tensor, *parameters: float) -> Tensor:
+    return (row.operator or row.f)(input, *parameters)
 
 
-def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = max(x, 0); relu′(0) = 0."""
-    return F.relu(input, inplace=True) if inplace else _call("relu", input)
+def _in_place(key: str, input: Tensor, *parameters: float) -> Tensor:
+    operator: Any = ACTIVATIONS[key].operator
+    result: Tensor = operator(input, *parameters, inplace=True)
+    return result
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """y = x if x > 0 else negative_slope · x."""
-    return F.leaky_relu(input, negative_slope, True) if inplace else _call("leaky_relu", input, negative_slope)
+def _chosen(key: str, value: str) -> str:
+    """The row for this value of the argument that chooses among rows."""
+    choice = ACTIVATIONS[key].choice
+    assert choice is not None
+    name, rows = choice
+    if not isinstance(value, str):
+        raise TypeError(f"{key}(): {name!r}: expected a text, got {type(value).__name__}")
+    if value not in rows:
+        raise RuntimeError(f"{key}(): {name!r}: expected {' or '.join(map(repr, rows))}, got {value!r}")
+    return rows[value]
 
 
-def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    """y = x if x > 0 else α (eˣ - 1)."""
-    return F.elu(input, alpha, True) if inplace else _call("elu", input, alpha)
+def _define(key: str, row: Activation) -> None:
+    """Write out a row's form, as dataclasses do: so its signature is a real one, and costs nothing at a call."""
+    name, rows = row.choice or ("", {})
+    given = "".join(f", {name}" for name in row.parameters)
+    body = f"_call({f'_chosen({key!r}, {name})' if rows else repr(key)}, input{given})"
+    if "inplace" in row.arguments:
+        body = f"_in_place({key!r}, input{given}) if inplace else {body}"
+    others = [f"With {name}={value!r}: {ACTIVATIONS[other].formula}." for value, other in rows.items() if other != key]
+    doc = " ".join([f"y = {row.formula}.", *others])
+    write_out(f'def {key}(input: Tensor{row.signature}) -> Tensor:\n    """{doc}"""\n    return {body}\n', globals())
 
 
-def selu(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = λ elu(x, α), with λ and α of arXiv:1706.02515."""
-    return F.selu(input, True) if inplace else _call("selu", input)
-
-
-def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    """y = x if x > 0 else α (exp(x/α) - 1)."""
-    return F.celu(input, alpha, True) if inplace else _call("celu", input, alpha)
-
-
-def gelu(input: Tensor, approximate: str = "none") -> Tensor:
-    """y = x Φ(x), or its tanh approximation with ``approximate="tanh"``."""
-    if approximate not in ("none", "tanh"):
-        if not isinstance(approximate, str):
-            raise TypeError(f"gelu(): 'approximate': expected a text, got {type(approximate).__name__}")
-        raise RuntimeError(f"gelu(): 'approximate': expected 'none' or 'tanh', got {approximate!r}")
-    return _call("gelu" if approximate == "none" else "gelu_tanh", input)
-
-
-def silu(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = x σ(x)."""
-    return F.silu(input, inplace=True) if inplace else _call("silu", input)
-
-
-def mish(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = x tanh(softplus(x))."""
-    return F.mish(input, inplace=True) if inplace else _call("mish", input)
-
-
-def sigmoid(input: Tensor) -> Tensor:
-    """y = 1/(1 + e⁻ˣ)."""
-    return _call("sigmoid", input)
-
-
-def tanh(input: Tensor) -> Tensor:
-    """y = tanh(x)."""
-    return _call("tanh", input)
-
-
-def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    """y = log(1 + exp(β x))/β, and x where β x > threshold."""
-    return _call("softplus", input, beta, threshold)
-
-
-def softsign(input: Tensor) -> Tensor:
-    """y = x/(1 + |x|)."""
-    return _call("softsign", input)
-
-
-def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    """y = min(max(x, min_val), max_val)."""
-    return F.hardtanh(input, min_val, max_val, True) if inplace else _call("hardtanh", input, min_val, max_val)
-
-
-def relu6(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = min(max(x, 0), 6)."""
-    return F.relu6(input, True) if inplace else _call("relu6", input)
-
-
-def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = min(max(x + 3, 0), 6)/6."""
-    return F.hardsigmoid(input, True) if inplace else _call("hardsigmoid", input)
-
-
-def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
-    """y = x min(max(x + 3, 0), 6)/6."""
-    return F.hardswish(input, True) if inplace else _call("hardswish", input)
-
-
-def logsigmoid(input: Tensor) -> Tensor:
-    """y = log σ(x)."""
-    return _call("logsigmoid", input)
-
-
-def tanhshrink(input: Tensor) -> Tensor:
-    """y = x - tanh(x)."""
-    return _call("tanhshrink", input)
-
-
-def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
-    """y = x if |x| > λ else 0."""
-    return _call("hardshrink", input, lambd)
-
-
-def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
-    """y = sign(x) max(|x| - λ, 0)."""
-    return _call("softshrink", input, lambd)
-
-
-def sin(input: Tensor) -> Tensor:
-    """y = sin(x), for implicit and physics-informed networks (arXiv:2006.09661)."""
-    return _call("sin", input)
+for _key in _FORMS:
+    _define(_key, ACTIVATIONS[_key])

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
 from .._torch import assert_later
 from ..functions.batch_norm import BatchNormFunction, NormalizeFunction
@@ -19,11 +18,12 @@ from ..functions.sync_batch_norm import SyncStatisticsFunction
 from ..mode import is_exported, is_ordinary
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import check_bool, check_tensor, epilogue_of, hand_over
+from ._common import check_bool, check_tensor, epilogue_of, overridable
 
 __all__ = ["batch_norm", "batch_norm_act", "sync_batch_norm"]
 
 
+@overridable(F.batch_norm)
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -51,16 +51,38 @@ def batch_norm(
         ValueError: one value a channel in training, eps out of range, or one running statistic without the other.
         RuntimeError: sizes, dtypes or devices that do not fit, or no running statistics in evaluation.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return hand_over(
-            batch_norm, F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
     return _batch_norm(
         "batch_norm", input, running_mean, running_var, weight, bias, None, training, momentum, eps, Epilogue(),
         None,
     )  # fmt: skip
 
 
+def _in_parts(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    generator: torch.Generator | None,
+    dropout_training: bool | None,
+) -> Tensor:
+    """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = y if residual is None else y + residual
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    drops = training if dropout_training is None else dropout_training
+    return y if p == 0 else dropouts.dropout(y, p, drops, generator=generator)
+
+
+@overridable(_in_parts)
 def batch_norm_act(
     input: Tensor,
     running_mean: Tensor | None,
@@ -92,12 +114,6 @@ def batch_norm_act(
     The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter and a p outside
     [0, 1] are ValueErrors.
     """
-    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
-        return hand_over(
-            batch_norm_act, _in_parts, input, running_mean, running_var, weight, bias, residual, training, momentum,
-            eps, activation=activation, activation_parameters=activation_parameters, p=p, generator=generator,
-            dropout_training=dropout_training,
-        )  # fmt: skip
     e = epilogue_of("batch_norm_act", activation, activation_parameters, p)
     drops = training if dropout_training is None else dropout_training
     return _batch_norm(
@@ -142,31 +158,6 @@ def sync_batch_norm(
     _update(running_mean, running_var, mean, var, n, momentum)
     mask = draw_mask(x, p, generator) if p > 0 else None
     return call(NormalizeFunction, x, gamma, beta, residual, mean, var, mask, eps, e)
-
-
-def _in_parts(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
-    activation_parameters: Mapping[str, float] | None,
-    p: float,
-    generator: torch.Generator | None,
-    dropout_training: bool | None,
-) -> Tensor:
-    """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    y = y if residual is None else y + residual
-    if activation is not None:
-        y = activations.activation(y, activation, activation_parameters)
-    drops = training if dropout_training is None else dropout_training
-    return dropouts.dropout(y, p, drops, generator=generator)
 
 
 def _batch_norm(

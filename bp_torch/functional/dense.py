@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.overrides import has_torch_function_variadic
 
 from .._torch import is_autocast_enabled
 from ..functions.dense import DenseFunction, LinearFunction
@@ -17,11 +16,12 @@ from ..functions.dropout import draw_mask
 from ..functions.function import call
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import USUAL, check_same, check_tensor, epilogue_of, hand_over, lower_precision
+from ._common import USUAL, check_same, check_tensor, epilogue_of, lower_precision, overridable
 
 __all__ = ["dense", "linear"]
 
 
+@overridable(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b, as :func:`torch.nn.functional.linear`.
 
@@ -35,8 +35,6 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Complex numbers and nested tensors have torch's own operator, here and in :func:`dense`.
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return hand_over(linear, F.linear, input, weight, bias)
     x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not _fits(x, W, b):
         check_tensor("linear", input=input, weight=weight, bias=bias)
@@ -52,6 +50,26 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return call(LinearFunction, x, W, b)
 
 
+def _in_parts(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    activation_parameters: Mapping[str, float] | None,
+    p: float,
+    training: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """:func:`dense` as torch's linear and what follows it, one by one."""
+    y = F.linear(input, weight, bias)
+    if activation is not None:
+        y = activations.activation(y, activation, activation_parameters)
+    y = dropouts.dropout(y, p, training, generator=generator)
+    return y if residual is None else y + residual
+
+
+@overridable(_in_parts)
 def dense(
     input: Tensor,
     weight: Tensor,
@@ -81,11 +99,6 @@ def dense(
         RuntimeError: shapes that do not fit, or different dtypes or devices.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
-    if has_torch_function_variadic(input, weight, bias, residual):
-        return hand_over(
-            dense, _in_parts, input, weight, bias, residual, activation=activation,
-            activation_parameters=activation_parameters, p=p, training=training, generator=generator,
-        )  # fmt: skip
     e = None
     if not activation_parameters and (activation is None or type(activation) is str) and not is_compiling():
         e = USUAL.get((activation, p))
@@ -109,25 +122,6 @@ def dense(
         e = e.without_dropout
     output = call(DenseFunction, x, W, b, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output
-
-
-def _in_parts(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    activation_parameters: Mapping[str, float] | None,
-    p: float,
-    training: bool,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """:func:`dense` as torch's linear and what follows it, one by one."""
-    y = F.linear(input, weight, bias)
-    if activation is not None:
-        y = activations.activation(y, activation, activation_parameters)
-    y = dropouts.dropout(y, p, training, generator=generator)
-    return y if residual is None else y + residual
 
 
 def _fits(x: Any, W: Any, b: Any) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
 from .._torch import are_transforms_active, is_autocast_enabled
 from ..functions.classes import class_dim
@@ -21,7 +20,7 @@ from ..functions.function import call
 from ..functions.loss import BCEWithLogitsFunction, ErrorLossFunction
 from ..functions.nll_loss import NLLLossFunction
 from ..mode import PLAIN
-from ._common import check_tensor, hand_over, to_float32, warn
+from ._common import check_tensor, overridable, to_float32, warn
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -34,6 +33,7 @@ __all__ = [
 ]
 
 
+@overridable(F.cross_entropy)
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -59,19 +59,6 @@ def cross_entropy(
         RuntimeError: other shapes or dtypes that do not fit; ε > 1; ``ignore_index`` with probabilities; a class weight
             that requires a gradient where it is a constant.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(
-            cross_entropy,
-            F.cross_entropy,
-            input,
-            target,
-            weight,
-            size_average,
-            ignore_index,
-            reduce,
-            reduction,
-            label_smoothing,
-        )
     _check_integer("cross_entropy", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction) and 0 <= label_smoothing <= 1:
         usual: Tensor = call(
@@ -121,6 +108,7 @@ def _probabilities(
     return loss
 
 
+@overridable(F.nll_loss)
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -134,8 +122,6 @@ def nll_loss(
 
     Arguments, shapes and errors: as :func:`cross_entropy` with classes.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(nll_loss, F.nll_loss, input, target, weight, size_average, ignore_index, reduce, reduction)
     _check_integer("nll_loss", "ignore_index", ignore_index)
     if _is_usual(input, target, weight, size_average, reduce, reduction):
         usual: Tensor = call(NLLLossFunction, input, target, None, ignore_index, reduction)[0]
@@ -151,6 +137,7 @@ def nll_loss(
     return loss
 
 
+@overridable(F.mse_loss)
 def mse_loss(
     input: Tensor,
     target: Tensor,
@@ -171,12 +158,11 @@ def mse_loss(
         ValueError: a weight of another shape; an unknown ``reduction``.
         NotImplementedError: integers alone.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(mse_loss, F.mse_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("mse_loss", size_average, reduce, reduction)
     return _error_loss("mse", input, target, weight, 0.0, reduction)
 
 
+@overridable(F.l1_loss)
 def l1_loss(
     input: Tensor,
     target: Tensor,
@@ -186,12 +172,11 @@ def l1_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """|x - t|, as :func:`torch.nn.functional.l1_loss`. Arguments and errors: as :func:`mse_loss`."""
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(l1_loss, F.l1_loss, input, target, size_average, reduce, reduction, weight)
     reduction = _reduction("l1_loss", size_average, reduce, reduction)
     return _error_loss("l1", input, target, weight, 0.0, reduction)
 
 
+@overridable(F.smooth_l1_loss)
 def smooth_l1_loss(
     input: Tensor,
     target: Tensor,
@@ -204,14 +189,13 @@ def smooth_l1_loss(
 
     β = 0 is :func:`l1_loss`. Other arguments and errors: as :func:`mse_loss`; RuntimeError for β < 0.
     """
-    if has_torch_function_variadic(input, target):
-        return hand_over(smooth_l1_loss, F.smooth_l1_loss, input, target, size_average, reduce, reduction, beta)
     reduction = _reduction("smooth_l1_loss", size_average, reduce, reduction)
     if not beta >= 0:
         raise RuntimeError(f"smooth_l1_loss(): 'beta': expected a number ≥ 0, got {beta}")
     return _error_loss("smooth_l1" if beta > 0 else "l1", input, target, None, float(beta), reduction)
 
 
+@overridable(F.huber_loss)
 def huber_loss(
     input: Tensor,
     target: Tensor,
@@ -224,14 +208,13 @@ def huber_loss(
     The mean of a weighted loss divides by the number of elements, as torch's does. Other arguments and errors: as
     :func:`mse_loss`; RuntimeError for δ ≤ 0.
     """
-    if has_torch_function_variadic(input, target, weight):
-        return hand_over(huber_loss, F.huber_loss, input, target, reduction, delta, weight)
     reduction = _reduction("huber_loss", None, None, reduction)
     if delta <= 0:
         raise RuntimeError(f"huber_loss(): 'delta': expected a number > 0, got {delta}")
     return _error_loss("huber", input, target, weight, float(delta), reduction)
 
 
+@overridable(F.binary_cross_entropy_with_logits)
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -254,18 +237,6 @@ def binary_cross_entropy_with_logits(
         RuntimeError: weights that do not broadcast, or that require a gradient; an integer target.
         NotImplementedError: an integer input.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight):
-        return hand_over(
-            binary_cross_entropy_with_logits,
-            F.binary_cross_entropy_with_logits,
-            input,
-            target,
-            weight,
-            size_average,
-            reduce,
-            reduction,
-            pos_weight,
-        )
     plain = weight is None and pos_weight is None and size_average is None and reduce is None
     if plain and reduction in _REDUCTIONS and _are_alike(input, target):
         usual: Tensor = call(BCEWithLogitsFunction, input, target, None, None, reduction)
@@ -338,9 +309,9 @@ def _reduction(function: str, size_average: bool | None, reduce: bool | None, re
     if size_average is not None or reduce is not None:
         whole, reduced = size_average is None or size_average, reduce is None or reduce
         reduction = "none" if not reduced else "mean" if whole else "sum"
-        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 4)
+        warn(f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", 3)
     if reduction == "elementwise_mean":
-        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 4)
+        warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", 3)
         return "mean"
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{function}(): 'reduction': expected 'none', 'mean' or 'sum', got {reduction!r}")

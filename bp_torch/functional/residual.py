@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function_variadic
 
 from ..functions.activation import ACTIVATIONS
 from ..functions.dropout import draw_mask
@@ -15,11 +14,26 @@ from ..functions.function import call
 from ..functions.residual import ResidualFunction
 from . import activation as activations
 from . import dropout as dropouts
-from ._common import check_tensor, epilogue_of, hand_over
+from ._common import check_tensor, epilogue_of, overridable
 
 __all__ = ["dropout_add", "residual"]
 
 
+def _in_parts(
+    branch: Tensor,
+    residual: Tensor,
+    p: float,
+    training: bool,
+    generator: torch.Generator | None,
+    activation: str | None = None,
+    activation_parameters: Mapping[str, float] | None = None,
+) -> Tensor:
+    """:func:`residual` as dropout, a sum and an activation, one by one."""
+    y = residual + dropouts.dropout(branch, p, training, generator=generator)
+    return y if activation is None else activations.activation(y, activation, activation_parameters)
+
+
+@overridable(_in_parts)
 def residual(
     branch: Tensor,
     residual: Tensor,
@@ -47,15 +61,11 @@ def residual(
         RuntimeError: different shapes or devices, or an integer dtype.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
-    if has_torch_function_variadic(branch, residual):
-        return hand_over(
-            globals()["residual"], _in_parts, branch, residual, activation=activation,
-            activation_parameters=activation_parameters, p=p, training=training, generator=generator,
-        )  # fmt: skip
     e = epilogue_of("residual", activation, activation_parameters, p)
     return _residual("residual", "branch", branch, residual, training, generator, e)
 
 
+@overridable(_in_parts)
 def dropout_add(
     input: Tensor,
     residual: Tensor,
@@ -64,26 +74,9 @@ def dropout_add(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """y = dropout(input) + residual, in one Function; arguments and errors as :func:`residual`."""
-    if has_torch_function_variadic(input, residual):
-        return hand_over(dropout_add, _in_parts, input, residual, p=p, training=training, generator=generator)
     return _residual(
         "dropout_add", "input", input, residual, training, generator, epilogue_of("dropout_add", None, None, p)
     )
-
-
-def _in_parts(
-    branch: Tensor,
-    residual: Tensor,
-    *,
-    activation: str | None = None,
-    activation_parameters: Mapping[str, float] | None = None,
-    p: float,
-    training: bool,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """:func:`residual` as dropout, a sum and an activation, one by one."""
-    y = residual + dropouts.dropout(branch, p, training, generator=generator)
-    return y if activation is None else activations.activation(y, activation, activation_parameters)
 
 
 def _residual(
@@ -97,11 +90,8 @@ def _residual(
 ) -> Tensor:
     check_tensor(function, **{branch_name: branch, "residual": residual})
     if branch.is_nested or residual.is_nested:
-        return _in_parts(
-            branch, residual, activation=e.name,
-            activation_parameters=dict(zip(ACTIVATIONS[e.name].parameters, e.parameters, strict=True)),
-            p=e.p, training=training, generator=generator,
-        )  # fmt: skip
+        given = dict(zip(ACTIVATIONS[e.name].parameters, e.parameters, strict=True))
+        return _in_parts(branch, residual, e.p, training, generator, e.name, given)
     if branch.shape != residual.shape:
         raise RuntimeError(
             f"{function}(): 'residual': expected the shape of '{branch_name}', {tuple(branch.shape)}, "

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_unary
 
 from ..functions.function import Function, call
 from ..functions.softmax import LogSoftmaxFunction, SoftmaxFunction
-from ._common import check_tensor, hand_over, to_float32, warn
+from ._common import check_tensor, overridable, to_float32, warn
 
 __all__ = ["log_softmax", "softmax", "softmin"]
 
 
+@overridable(F.softmax)
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """y = exp(x)/Σ exp(x) along ``dim``, as :func:`torch.nn.functional.softmax`.
 
@@ -26,26 +26,22 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         IndexError: a ``dim`` that x does not have.
         NotImplementedError: an integer x without ``dtype``.
     """
-    if has_torch_function_unary(input):
-        return hand_over(softmax, F.softmax, input, dim, _stacklevel, dtype)
     check_tensor("softmax", input=input)
     return _along("softmax", SoftmaxFunction, input, dim, _stacklevel, dtype)
 
 
+@overridable(F.log_softmax)
 def log_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
     """y = x - log Σ exp(x) along ``dim``; arguments and errors of :func:`softmax`."""
-    if has_torch_function_unary(input):
-        return hand_over(log_softmax, F.log_softmax, input, dim, _stacklevel, dtype)
     check_tensor("log_softmax", input=input)
     return _along("log_softmax", LogSoftmaxFunction, input, dim, _stacklevel, dtype)
 
 
+@overridable(F.softmin)
 def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     """y = exp(-x)/Σ exp(-x) along ``dim``; arguments and errors of :func:`softmax`."""
-    if has_torch_function_unary(input):
-        return hand_over(softmin, F.softmin, input, dim, _stacklevel, dtype)
     check_tensor("softmin", input=input)
     return _along("softmin", SoftmaxFunction, -input, dim, _stacklevel, dtype)
 

@@ -1,9 +1,8 @@
-"""The activation table: f, f′ and f″ of each activation.
+"""The activation table: f, f′, f″ and all else that is particular to an activation.
 
-Each row gives f, f′ and f″. A row says what its derivative is computed from, ``saves``: the input x or the output y,
-whichever torch keeps, so that the other may be changed in place as there. ``df`` is f′ as a function of the saved
-tensor s, and ``ddf`` is the derivative of ``df`` with respect to that same s, so that
-f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
+A row says what its derivative is computed from, ``saves``: the input x or the output y, whichever torch keeps, so that
+the other may be changed in place as there. ``df`` is f′ as a function of the saved tensor s, and ``ddf`` is the
+derivative of ``df`` with respect to that same s, so that f″(x) = ddf(x) if s = x, and f″(x) = ddf(y) · df(y) if s = y.
 
 A layer that is fused with its activation would have to keep x for it alone, while the next layer keeps y anyway. It
 takes the row ``fused``, which saves y where that loses no accuracy. elu, selu, celu and softsign have none although y
@@ -13,42 +12,18 @@ off by up to 40 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..mode import is_plain
+from .activation_row import Activation, Requirement
 
 __all__ = ["ACTIVATIONS", "Activation", "lookup"]
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One row: f, f′, f″ and what must be known to use them. All functions take their parameters positionally."""
-
-    f: Callable[..., Tensor]
-    df: Callable[..., Tensor]
-    ddf: Callable[..., Tensor]
-    saves: str
-    formula: str
-    derivative: str
-    source: str
-    parameters: Mapping[str, float] = field(default_factory=dict)
-    kinks: Callable[..., tuple[float, ...]] = lambda *p: ()
-    """Points x where f′ jumps; f′ there is the value that torch has."""
-    native: Callable[..., Tensor] | None = None
-    """ATen's kernel of the backward, (dy, s, *parameters) → dx: one pass where the formula takes several."""
-    gate: bool = False
-    """f′ depends on whether y is 0, and y = 0 means f′ = 0: after dropout y still tells f′, and the mask as well."""
-    fused: Activation | None = None
-    """The row that saves the output where this one saves the input, for fused layers."""
-    unless: Callable[..., bool] = lambda *p: False
-    """For which parameters the output does not determine f′, so that ``fused`` cannot serve."""
 
 
 # gelu's constants stand in the code as numbers: under ``dynamic=True`` Dynamo takes a module's float for an input, and
@@ -209,16 +184,19 @@ def _nonzero(y: Tensor, *parameters: float) -> Tensor:
 
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(
+        operator=Tensor.clone,
         f=lambda x: x.clone(), df=torch.ones_like, ddf=_zero, saves="input",
         formula="x", derivative="1", source="torch.nn.Identity",
     ),
     "relu": Activation(
+        module="ReLU", operator=F.relu, selects=True,
         f=torch.relu, df=lambda y: 1 - (y <= 0).to(y.dtype), ddf=_zero, saves="output",
         formula="max(x, 0)", derivative="1 if x > 0 else 0", source="torch.nn.ReLU",
         kinks=lambda: (0.0,), gate=True,
         native=lambda dy, y: aten.threshold_backward.default(dy, y, 0),
     ),
     "leaky_relu": Activation(
+        module="LeakyReLU", operator=F.leaky_relu, examples=((-0.3,),),
         f=F.leaky_relu, df=_leaky_relu_df, ddf=_zero, saves="input",
         formula="x if x > 0 else a x", derivative="1 if x > 0 else a", source="torch.nn.LeakyReLU",
         parameters={"negative_slope": 0.01}, kinks=lambda slope: (0.0,),
@@ -231,6 +209,7 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     ),
     "elu": Activation(
+        module="ELU", operator=F.elu, examples=((1.7,), (-0.4,)),
         f=F.elu,
         df=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 1.0),
         ddf=lambda x, alpha: torch.where(x <= 0, alpha * _exp_left(x), 0.0),
@@ -240,6 +219,7 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1, False, x),
     ),
     "selu": Activation(
+        module="SELU", operator=F.selu,
         f=F.selu,
         df=_selu_df,
         ddf=_selu_ddf,
@@ -250,6 +230,8 @@ ACTIVATIONS: dict[str, Activation] = {
         native=_selu_backward,
     ),
     "celu": Activation(
+        module="CELU", operator=F.celu, examples=((0.6,), (-0.5,)),
+        requires=(Requirement("alpha", "a number other than 0", lambda alpha: alpha != 0, RuntimeError),),
         f=F.celu,
         df=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha), 1.0),
         ddf=lambda x, alpha: torch.where(x <= 0, torch.exp(x.clamp(max=0) / alpha) / alpha, 0.0),
@@ -259,6 +241,7 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, x, alpha: aten.elu_backward.default(dy, alpha, 1, 1 / alpha, False, x),
     ),
     "gelu": Activation(
+        module="GELU", operator=F.gelu, choice=("approximate", {"none": "gelu", "tanh": "gelu_tanh"}),
         f=F.gelu,
         df=lambda x: _normal_cdf(x) + x * _normal_pdf(x),
         ddf=lambda x: _normal_pdf(x) * (2 - x**2),
@@ -267,33 +250,39 @@ ACTIVATIONS: dict[str, Activation] = {
         native=lambda dy, x: aten.gelu_backward.default(dy, x),
     ),
     "gelu_tanh": Activation(
+        operator=partial(F.gelu, approximate="tanh"),
         f=lambda x: F.gelu(x, approximate="tanh"), df=_gelu_tanh_df, ddf=_gelu_tanh_ddf, saves="input",
         formula="x/2 (1 + tanh u), u = √(2/π) (x + 0.044715 x³)",
         derivative="(1 + tanh u)/2 + x/2 (1 - tanh² u) u′", source="torch.nn.GELU; arXiv:1606.08415",
         native=lambda dy, x: aten.gelu_backward.default(dy, x, approximate="tanh"),
     ),
     "silu": Activation(
+        module="SiLU", operator=F.silu,
         f=F.silu, df=_silu_df, ddf=_silu_ddf, saves="input",
         formula="x σ(x)", derivative="σ(x) (1 + x (1 - σ(x)))", source="torch.nn.SiLU",
         native=lambda dy, x: aten.silu_backward.default(dy, x),
     ),
     "mish": Activation(
+        module="Mish", operator=F.mish,
         f=F.mish, df=_mish_df, ddf=_mish_ddf, saves="input",
         formula="x t, t = tanh(softplus(x))", derivative="t + x σ(x) (1 - t²)",
         source="torch.nn.Mish; arXiv:1908.08681",
         native=lambda dy, x: aten.mish_backward.default(dy, x),
     ),
     "sigmoid": Activation(
+        module="Sigmoid", operator=torch.sigmoid,
         f=torch.sigmoid, df=lambda y: y * (1 - y), ddf=lambda y: 1 - 2 * y, saves="output",
         formula="1/(1 + e⁻ˣ)", derivative="y (1 - y)", source="torch.nn.Sigmoid",
         native=lambda dy, y: aten.sigmoid_backward.default(dy, y),
     ),
     "tanh": Activation(
+        module="Tanh", operator=torch.tanh,
         f=torch.tanh, df=lambda y: 1 - y * y, ddf=lambda y: -2 * y, saves="output",
         formula="tanh(x)", derivative="1 - y²", source="torch.nn.Tanh",
         native=lambda dy, y: aten.tanh_backward.default(dy, y),
     ),
     "softplus": Activation(
+        module="Softplus", operator=F.softplus, float32=True, examples=((2.0, 30.0), (1.5, 1.0)),
         f=F.softplus, df=_softplus_df, ddf=_softplus_ddf, saves="input",
         formula="x if β x > threshold else log(1 + exp(β x))/β",
         derivative="1 if β x > threshold else σ(β x)", source="torch.nn.Softplus",
@@ -309,6 +298,7 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     ),
     "softsign": Activation(
+        module="Softsign", operator=F.softsign,
         f=F.softsign,
         df=_softsign_df,
         ddf=lambda x: -2 * torch.sign(x) / (1 + x.abs()) ** 3,
@@ -316,6 +306,10 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
     ),
     "hardtanh": Activation(
+        module="Hardtanh", operator=F.hardtanh, selects=True, examples=((-0.7, 2.0), (-0.7, 0.3)),
+        requires=(
+            Requirement("min_val", "at most 'max_val', {max_val}", lambda low, high: not low > high, ValueError),
+        ),
         f=F.hardtanh, df=_clipped, ddf=_zero, saves="input",
         formula="min(max(x, low), high)", derivative="1 if low < x < high else 0", source="torch.nn.Hardtanh",
         parameters={"min_val": -1.0, "max_val": 1.0}, kinks=lambda low, high: (low, high),
@@ -325,21 +319,23 @@ ACTIVATIONS: dict[str, Activation] = {
         fused=Activation(
             f=F.hardtanh, df=_clipped, ddf=_zero, saves="output",
             formula="min(max(x, low), high)", derivative="1 if low < y < high else 0", source="torch.nn.Hardtanh",
-            native=_hardtanh_backward,
+            selects=True, native=_hardtanh_backward,
         ),
     ),
     "relu6": Activation(
+        module="ReLU6", operator=F.relu6, selects=True,
         f=F.relu6, df=lambda x: _clipped(x, 0.0, 6.0), ddf=_zero, saves="input",
         formula="min(max(x, 0), 6)", derivative="1 if 0 < x < 6 else 0", source="torch.nn.ReLU6",
         kinks=lambda: (0.0, 6.0),
         native=lambda dy, x: _hardtanh_backward(dy, x, 0.0, 6.0),
         fused=Activation(
             f=F.relu6, df=lambda y: _clipped(y, 0.0, 6.0), ddf=_zero, saves="output",
-            formula="min(max(x, 0), 6)", derivative="1 if 0 < y < 6 else 0", source="torch.nn.ReLU6",
+            formula="min(max(x, 0), 6)", derivative="1 if 0 < y < 6 else 0", source="torch.nn.ReLU6", selects=True,
             native=lambda dy, y: _hardtanh_backward(dy, y, 0.0, 6.0),
         ),
     ),
     "hardsigmoid": Activation(
+        module="Hardsigmoid", operator=F.hardsigmoid, selects=True,
         f=_hardsigmoid,
         df=lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
         ddf=_zero, saves="input",
@@ -348,12 +344,14 @@ ACTIVATIONS: dict[str, Activation] = {
         native=_hardsigmoid_backward,
     ),
     "hardswish": Activation(
+        module="Hardswish", operator=F.hardswish, selects=True,
         f=F.hardswish, df=_hardswish_df, ddf=_hardswish_ddf, saves="input",
         formula="x min(max(x + 3, 0), 6)/6", derivative="0 if x ≤ -3, 1 if x ≥ 3, else x/3 + 1/2",
         source="torch.nn.Hardswish", kinks=lambda: (-3.0, 3.0),
         native=lambda dy, x: aten.hardswish_backward.default(dy, x),
     ),
     "logsigmoid": Activation(
+        module="LogSigmoid", operator=F.logsigmoid,
         f=F.logsigmoid, df=_logsigmoid_df, ddf=_logsigmoid_ddf, saves="input",
         formula="log σ(x)", derivative="σ(-x)", source="torch.nn.LogSigmoid",
         fused=Activation(
@@ -362,6 +360,7 @@ ACTIVATIONS: dict[str, Activation] = {
         ),
     ),
     "tanhshrink": Activation(
+        module="Tanhshrink", operator=F.tanhshrink,
         f=F.tanhshrink,
         df=lambda x: torch.tanh(x) ** 2,
         ddf=lambda x: 2 * torch.tanh(x) * (1 - torch.tanh(x) ** 2),
@@ -369,6 +368,7 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="x - tanh(x)", derivative="tanh²(x)", source="torch.nn.Tanhshrink",
     ),
     "hardshrink": Activation(
+        module="Hardshrink", operator=F.hardshrink, selects=True, examples=((0.9,), (-0.2,)),
         f=F.hardshrink, df=_outside, ddf=_zero, saves="input",
         formula="x if |x| > λ else 0", derivative="1 if |x| > λ else 0", source="torch.nn.Hardshrink",
         parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd),
@@ -376,22 +376,27 @@ ACTIVATIONS: dict[str, Activation] = {
         unless=lambda lambd: lambd < 0,  # then y = x
         fused=Activation(
             f=F.hardshrink, df=_nonzero, ddf=_zero, saves="output",
-            formula="x if |x| > λ else 0", derivative="1 if y ≠ 0 else 0", source="torch.nn.Hardshrink", gate=True,
+            formula="x if |x| > λ else 0", derivative="1 if y ≠ 0 else 0", source="torch.nn.Hardshrink",
+            gate=True, selects=True,
             native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
         ),
     ),
     "softshrink": Activation(
+        module="Softshrink", operator=F.softshrink, selects=True, examples=((0.2,),),
+        requires=(Requirement("lambd", "a number ≥ 0", lambda lambd: lambd >= 0, RuntimeError),),
         f=F.softshrink, df=_outside, ddf=_zero, saves="input",
         formula="sign(x) max(|x| - λ, 0)", derivative="1 if |x| > λ else 0", source="torch.nn.Softshrink",
         parameters={"lambd": 0.5}, kinks=lambda lambd: (-lambd, lambd),
         native=lambda dy, x, lambd: aten.softshrink_backward.default(dy, x, lambd),
         fused=Activation(
             f=F.softshrink, df=_nonzero, ddf=_zero, saves="output",
-            formula="sign(x) max(|x| - λ, 0)", derivative="1 if y ≠ 0 else 0", source="torch.nn.Softshrink", gate=True,
+            formula="sign(x) max(|x| - λ, 0)", derivative="1 if y ≠ 0 else 0", source="torch.nn.Softshrink",
+            gate=True, selects=True,
             native=lambda dy, y, lambd: aten.hardshrink_backward.default(dy, y, 0.0),
         ),
     ),
     "sin": Activation(
+        module="Sin", operator=torch.sin,
         f=torch.sin, df=torch.cos, ddf=lambda x: -torch.sin(x), saves="input",
         formula="sin(x)", derivative="cos(x)", source="Sitzmann et al. 2020, arXiv:2006.09661",
     ),

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import unsafe_view
 from .activation import ActivationFunction
 from .aten import batch_norm as aten_batch_norm
 from .batch_norm import NormalizeFunction, normalize, result_dtype
@@ -90,7 +91,7 @@ def elementwise(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _shaped(y: Tensor, shape: Sequence[int]) -> Tensor:
     """A reshaped y that is no view: forward mode refuses a Function whose output is one."""
-    shaped: Tensor = torch.ops.aten._unsafe_view.default(y, shape)
+    shaped: Tensor = unsafe_view(y, shape)
     return shaped
 
 

@@ -22,6 +22,7 @@ The statistics of several processes are in sync_batch_norm.py, faster ways in at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from .channels import channel, count_of, dims_of, statistics_of
 from .epilogue import Epilogue
 from .function import Function
 
-__all__ = ["BatchNormFunction", "NormalizeFunction", "Saved", "gradients_of", "normalize", "result_dtype"]
+__all__ = ["BatchNormFunction", "NormalizeFunction", "Saved", "needed", "normalize", "result_dtype"]
 
 
 class Saved(NamedTuple):
@@ -46,6 +47,41 @@ class Saved(NamedTuple):
     var: Any
     y: Any
     m: Any
+
+    def normalized(self, eps: float) -> Tensor:
+        """z, again."""
+        return normalize(self.x, self.gamma, self.beta, self.r, self.mean, self.var, eps)
+
+    def dtypes(self) -> tuple[torch.dtype | None, ...]:
+        """Of the inputs, in the order of their gradients."""
+        inputs = (self.x, self.gamma, self.beta, self.r, self.mean, self.var)
+        return tuple(None if t is None else t.dtype for t in inputs)
+
+    def told_by_y(self, e: Epilogue) -> bool:
+        """Whether y tells f′, and the mask as well if there is one."""
+        return e.keeps(self.m) == "y"
+
+    def needed(self, e: Epilogue, needs: Sequence[bool]) -> Saved:
+        """Only what backward reads, for inputs whose gradients are needed or not."""
+        by_y = self.told_by_y(e)
+        again = bool(e.told_by) and not by_y
+        statistics = again or any(needs[i] for i in (0, 1, 4, 5))
+        return Saved(
+            x=self.x if statistics else None,
+            gamma=self.gamma if statistics else None,
+            beta=self.beta if again or (by_y and self.r is None) else None,
+            r=self.r if again else None,
+            mean=self.mean if statistics else None,
+            var=self.var if statistics else None,
+            y=self.y if by_y else None,
+            m=None if by_y else self.m,
+        )
+
+    def needed_forward(self, e: Epilogue) -> Saved:
+        """Only what forward mode reads: x and the statistics always."""
+        if self.told_by_y(e):
+            return self._replace(beta=None, r=None, m=None)
+        return self._replace(y=None) if e.told_by else self._replace(beta=None, r=None, y=None)
 
 
 class BatchNormFunction(Function):
@@ -77,31 +113,35 @@ class BatchNormFunction(Function):
         x, gamma, beta, r, m, ctx.eps, ctx.e = inputs
         y, mean, var = output
         ctx.set_materialize_grads(False)
-        _save(ctx, Saved(x, gamma, beta, r, mean, var, y, m))
+        of = Saved(x, gamma, beta, r, mean, var, y, m)
+        ctx.dtypes = of.dtypes()
+        ctx.save_for_backward(*of.needed(ctx.e, ctx.needs_input_grad))
 
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         x, gamma, beta, r, m, *_ = inputs
         y, mean, var = output
-        _save_for_jvp(ctx, Saved(x, gamma, beta, r, mean, var, y, m))
+        ctx.save_for_forward(*Saved(x, gamma, beta, r, mean, var, y, m).needed_forward(ctx.e))
 
     @staticmethod
     def backward(
         ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
         x, gamma, _, _, mean, var, *_ = saved = Saved(*ctx.saved_tensors)
+        dz = None if dy is None else _dz(ctx.e, ctx.eps, dy, saved)
+        dx = dgamma = dbeta = None
         if x is None:  # β and r alone need a gradient
-            return *_without_statistics(ctx, dy, saved), None, None, None
-        dz = torch.zeros_like(wide(x)) if dy is None else _dz(ctx, dy, saved)
-        dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, mean, var)
-        n = count_of(x)
-        if ctx.needs_input_grad[0]:
-            k = _scale(gamma, var, ctx.eps) / n
-            xhat = (x - channel(mean, x)) * channel(torch.rsqrt(var + ctx.eps), x)
-            dx = dx - channel(k * dbeta, x) - xhat * channel(k * dgamma, x)
-            dx = dx if dmean is None else dx + channel(dmean / n, x)
-            dx = dx if dvar is None else dx + (x - channel(mean, x)) * channel(2 * dvar / n, x)
-        return *gradients_of(ctx, dx, dgamma, dbeta, dz), None, None, None
+            dbeta = None if dz is None else dz.sum(dims_of(dz))
+        else:
+            dz = torch.zeros_like(wide(x)) if dz is None else dz
+            n, s, k = count_of(x), torch.rsqrt(var + ctx.eps), _scale(gamma, var, ctx.eps)
+            dx, dgamma, dbeta = _through_x(dz, x, mean, s, k)
+            if ctx.needs_input_grad[0]:
+                xhat = (x - channel(mean, x)) * channel(s, x)
+                dx = dx - channel(k / n * dbeta, x) - xhat * channel(k / n * dgamma, x)
+                dx = dx if dmean is None else dx + channel(dmean / n, x)
+                dx = dx if dvar is None else dx + (x - channel(mean, x)) * channel(2 * dvar / n, x)
+        return *needed(ctx.needs_input_grad, ctx.dtypes, dx, dgamma, dbeta, dz), None, None, None
 
     @staticmethod
     def jvp_rule(
@@ -114,7 +154,8 @@ class BatchNormFunction(Function):
             n = count_of(x)
             tmean = wide(tx).sum(dims_of(x)) / n
             tvar = 2 * ((x - channel(mean, x)) * tx).sum(dims_of(x)) / n
-        return _push(ctx, saved, tx, tgamma, tbeta, tr, tmean, tvar), tmean, tvar
+        ty = _push(ctx.e, ctx.eps, ctx.dtypes[3], saved, tx, tgamma, tbeta, tr, tmean, tvar)
+        return ty, tmean, tvar
 
 
 class NormalizeFunction(Function):
@@ -140,30 +181,33 @@ class NormalizeFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, m, ctx.eps, ctx.e = inputs
-        _save(ctx, Saved(*tensors, output, m))
+        x, gamma, beta, r, mean, var, m, ctx.eps, ctx.e = inputs
+        of = Saved(x, gamma, beta, r, mean, var, output, m)
+        ctx.dtypes = of.dtypes()
+        ctx.save_for_backward(*of.needed(ctx.e, ctx.needs_input_grad))
 
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, m, _, _ = inputs
-        _save_for_jvp(ctx, Saved(*tensors, output, m))
+        x, gamma, beta, r, mean, var, m, *_ = inputs
+        ctx.save_for_forward(*Saved(x, gamma, beta, r, mean, var, output, m).needed_forward(ctx.e))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, _, _, mean, var, *_ = saved = Saved(*ctx.saved_tensors)
-        if x is None:
-            return *_without_statistics(ctx, dy, saved), None, None, None, None, None
-        dz, mean, var = _dz(ctx, dy, saved), wide(mean), wide(var)
-        dx, dgamma, dbeta = _gradients(ctx, dz, x, gamma, mean, var)
-        dmean = dvar = None
-        if any(ctx.needs_input_grad[4:6]):
-            k = _scale(gamma, var, ctx.eps)
-            dmean, dvar = -k * dbeta, -k * torch.rsqrt(var + ctx.eps) * dgamma / 2
-        return *gradients_of(ctx, dx, dgamma, dbeta, dz, dmean, dvar), None, None, None
+        dz = _dz(ctx.e, ctx.eps, dy, saved)
+        dx = dgamma = dbeta = dmean = dvar = None
+        if x is None:  # β and r alone need a gradient
+            dbeta = dz.sum(dims_of(dz))
+        else:
+            s, k = torch.rsqrt(wide(var) + ctx.eps), _scale(gamma, wide(var), ctx.eps)
+            dx, dgamma, dbeta = _through_x(dz, x, wide(mean), s, k)
+            if any(ctx.needs_input_grad[4:6]):
+                dmean, dvar = -k * dbeta, -k * s * dgamma / 2
+        return *needed(ctx.needs_input_grad, ctx.dtypes, dx, dgamma, dbeta, dz, dmean, dvar), None, None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        return _push(ctx, Saved(*ctx.saved_tensors), *tangents[:6])
+        return _push(ctx.e, ctx.eps, ctx.dtypes[3], Saved(*ctx.saved_tensors), *tangents[:6])
 
 
 def normalize(
@@ -185,11 +229,13 @@ def result_dtype(x: Tensor, r: Tensor | None) -> torch.dtype:
     return x.dtype if r is None else torch.promote_types(x.dtype, r.dtype)
 
 
-def gradients_of(ctx: Any, *gradients: Tensor | None) -> list[Tensor | None]:
-    """Those that are needed, each in its input's dtype."""
+def needed(
+    needs: Sequence[bool], dtypes: Sequence[torch.dtype | None], *gradients: Tensor | None
+) -> list[Tensor | None]:
+    """Those gradients that are needed, each in its input's dtype."""
     return [
         None if g is None or not need else g if g.dtype == dtype else g.to(dtype)
-        for g, need, dtype in zip(gradients, ctx.needs_input_grad, ctx.dtypes, strict=False)
+        for g, need, dtype in zip(gradients, needs, dtypes, strict=False)
     ]
 
 
@@ -199,67 +245,32 @@ def _scale(gamma: Tensor | None, var: Tensor, eps: float) -> Tensor:
     return s if gamma is None else gamma * s
 
 
-def _gradients(
-    ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dx through x alone, Σ dz x̂ and Σ dz."""
+def _through_x(dz: Tensor, x: Tensor, mean: Tensor, s: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dx through x alone, Σ dz x̂ and Σ dz; k = γ s."""
     dbeta = dz.sum(dims_of(x))
-    dgamma = ((x - channel(mean, x)) * dz).sum(dims_of(x)) * torch.rsqrt(var + ctx.eps)
-    return dz * channel(_scale(gamma, var, ctx.eps), x), dgamma, dbeta
+    dgamma = ((x - channel(mean, x)) * dz).sum(dims_of(x)) * s
+    return dz * channel(k, x), dgamma, dbeta
 
 
-def _without_statistics(ctx: Any, dy: Tensor | None, saved: Saved) -> list[Tensor | None]:
-    """dβ and dr, where nothing else needs a gradient."""
-    dz = None if dy is None else _dz(ctx, dy, saved)
-    dbeta = None if dz is None or not ctx.needs_input_grad[2] else dz.sum(dims_of(dz))
-    return gradients_of(ctx, None, None, dbeta, dz)
-
-
-def _dz(ctx: Any, dy: Tensor, saved: Saved) -> Tensor:
+def _dz(e: Epilogue, eps: float, dy: Tensor, saved: Saved) -> Tensor:
     """m ⊙ dy / (1 - p) ⊙ f′(z), wide."""
-    dy, s = wide(dy), _f_prime_from(ctx, saved)
-    dz: Tensor = ctx.e.backward(dy, s if s is None else s.to(dy.dtype), saved.m)
-    return dz
+    dy, s = wide(dy), _f_prime_from(e, eps, saved)
+    return e.backward(dy, s if s is None else s.to(dy.dtype), saved.m)
 
 
-def _f_prime_from(ctx: Any, saved: Saved) -> Tensor | None:
+def _f_prime_from(e: Epilogue, eps: float, saved: Saved) -> Tensor | None:
     """What f′ is computed from: y, or z or f(z) computed again."""
-    if saved.y is not None or not ctx.e.told_by:
-        return saved.y
-    z = normalize(*saved[:6], ctx.eps)
-    return ctx.e.activate(z) if ctx.e.told_by == "a" else z
-
-
-def _save(ctx: Any, of: Saved) -> None:
-    """For backward: only what it reads."""
-    kept = ctx.e.keeps(of.m)
-    ctx.gated = kept == "y" and of.m is not None  # y tells the mask as well
-    again = kept in ("z", "a")
-    statistics = again or any(ctx.needs_input_grad[i] for i in (0, 1, 4, 5))
-    ctx.dtypes = [None if t is None else t.dtype for t in of[:6]]
-    ctx.save_for_backward(
-        *Saved(
-            x=of.x if statistics else None,
-            gamma=of.gamma if statistics else None,
-            beta=of.beta if again or (kept == "y" and of.r is None) else None,
-            r=of.r if again else None,
-            mean=of.mean if statistics else None,
-            var=of.var if statistics else None,
-            y=of.y if kept == "y" else None,
-            m=None if ctx.gated else of.m,
-        )
-    )
-
-
-def _save_for_jvp(ctx: Any, of: Saved) -> None:
-    """The same for jvp_rule, which reads x and the statistics always."""
-    kept = ctx.e.keeps(of.m)
-    of = of._replace(y=of.y if kept == "y" else None, m=None if ctx.gated else of.m)
-    ctx.save_for_forward(*(of if kept in ("z", "a") else of._replace(beta=None, r=None)))
+    if saved.y is not None or not e.told_by:
+        y: Tensor | None = saved.y
+        return y
+    z = saved.normalized(eps)
+    return e.activate(z) if e.told_by == "a" else z
 
 
 def _push(
-    ctx: Any,
+    e: Epilogue,
+    eps: float,
+    r_dtype: torch.dtype | None,
     saved: Saved,
     tx: Tensor | None,
     tgamma: Tensor | None,
@@ -269,9 +280,8 @@ def _push(
     tvar: Tensor | None,
 ) -> Tensor:
     """The tangent of y."""
-    x, gamma = saved.x, saved.gamma
-    mean, var = wide(saved.mean), wide(saved.var)
-    k, s = channel(_scale(gamma, var, ctx.eps), x), torch.rsqrt(var + ctx.eps)
+    x, mean, var = saved.x, wide(saved.mean), wide(saved.var)
+    k, s = channel(_scale(saved.gamma, var, eps), x), torch.rsqrt(var + eps)
     xhat = (x - channel(mean, x)) * channel(s, x)
     tz = torch.zeros_like(xhat)
     tz = tz if tx is None else tz + k * tx
@@ -280,5 +290,5 @@ def _push(
     tz = tz if tgamma is None else tz + xhat * channel(tgamma, x)
     tz = tz if tbeta is None else tz + channel(tbeta, x)
     tz = tz if tr is None else tz + tr
-    dtype = x.dtype if ctx.dtypes[3] is None else torch.promote_types(x.dtype, ctx.dtypes[3])
-    return ctx.e.backward(tz, _f_prime_from(ctx, saved), saved.m).to(dtype)
+    dtype = x.dtype if r_dtype is None else torch.promote_types(x.dtype, r_dtype)
+    return e.backward(tz, _f_prime_from(e, eps, saved), saved.m).to(dtype)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import unsafe_view
 from .dropout import drop
 from .epilogue import Epilogue
 from .function import Function
@@ -58,7 +59,8 @@ class LinearFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients(dy, *ctx.saved_tensors, ctx.needs_input_grad)
+        x, W = ctx.saved_tensors
+        return gradients(dy, x, W, ctx.needs_input_grad)
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:
@@ -127,7 +129,8 @@ def product(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     z = F.linear(x, W, b)
     if b is None or z.dim() == 2 or torch.compiler.is_exporting():
         return z
-    return torch.ops.aten._unsafe_view.default(z, z.shape)
+    view: Tensor = unsafe_view(z, z.shape)
+    return view
 
 
 def gradients(
@@ -135,9 +138,10 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dW and db, those that are needed."""
     flat, (need_x, need_W, need_b) = rows(dz), needs
-    dx = torch.mm(flat, W) if need_x else None
+    dx = torch.mm(flat, W) if need_x else None  # type: ignore[arg-type]  # kept, because it is needed
     dx = dx if dx is None or dz.dim() == 2 else dx.reshape(*dz.shape[:-1], dx.shape[1])
-    return dx, torch.mm(flat.t(), rows(x)) if need_W else None, flat.sum(0) if need_b else None
+    dW = torch.mm(flat.t(), rows(x)) if need_W else None  # type: ignore[arg-type]
+    return dx, dW, flat.sum(0) if need_b else None
 
 
 def rows(t: Tensor) -> Tensor:

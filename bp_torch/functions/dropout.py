@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import settings
 from .._torch import are_transforms_active, is_tracing
 from ..backends import kernels, mask_of
 from ..mode import PLAIN
@@ -60,9 +61,9 @@ def draw_mask(
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    triton = None if broadcasts else kernels(x)
+    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
     if triton is not None:
-        return triton.random.new_seed(x.device, generator)
+        return triton.dropout.new_seed(x.device, generator)
     if type(x) not in PLAIN or torch.compiler.is_compiling() or is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p

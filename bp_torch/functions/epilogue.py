@@ -96,7 +96,7 @@ class ActivationBackwardFunction(Function):
 
     @staticmethod
     def forward(dy: Tensor, s: Tensor, mask: Tensor | None, e: Epilogue) -> Tensor:
-        return (drop(dy, mask, e.p) * e.row.df(wide(s), *e.parameters)).to(dy.dtype)
+        return e.row.pull(drop(dy, mask, e.p), wide(s), *e.parameters).to(dy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from .. import settings
 from .._torch import (
@@ -139,7 +140,7 @@ def call(function: type[Function], *args: Any) -> Any:
     and keywords, which no call here has; so the C++ entry point is called instead, unless a transform is active.
     Autocast is off inside: the caller has cast what must be cast.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # An exported graph holds operators, and no Function.
         return function.forward(*args) if torch.compiler.is_exporting() else _call_compiled(function, args)
     if is_tracing() or is_autocast_enabled() or are_transforms_active():
@@ -165,8 +166,8 @@ def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
         key = _mode_of(function, given, plain), first is None or first.is_cpu, settings.current()[:2]
     entry = function.entries.get(key)
     if entry is None:
-        kind = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
-        entry = function.entries[key] = entry_point(_made(function, *kind))
+        mode, cpu, values = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
+        entry = function.entries[key] = entry_point(_made(function, mode, cpu, values))
     return entry(*given)
 
 
@@ -273,7 +274,8 @@ def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, boo
 def _derived(base: type[Function], **members: Any) -> type[Function]:
     """A subclass of the same name, with other static methods."""
     static = {name: m if isinstance(m, classmethod) else staticmethod(m) for name, m in members.items()}
-    return type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})
+    made: type[Function] = type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})  # type: ignore[misc]
+    return made
 
 
 def _forward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ R is the reduction: nothing ("none"), Σ ("sum"), Σ/n ("mean") or Σ/Σw ("weig
 dloss/Σw for each element. ρ is a row of :data:`ERRORS`.
 
     BCE with logits   loss = R(w ⊙ ((1 - t) x + λ log(1 + exp(-x)))),   λ = 1 + (π - 1) t
-               backward   dx = dR ⊙ w ⊙ (1 - t - λ σ(-x)),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
+               backward   dx = dR ⊙ w ⊙ (λ σ(x) - π t),   dt = dR ⊙ w ⊙ ((π - 1) log(1 + exp(-x)) - x)
                           dw = dR ⊙ ρ,   dπ = dR ⊙ w ⊙ t log(1 + exp(-x)),   ρ what w multiplies
 
 The losses of class scores are in cross_entropy.py and nll_loss.py, faster ways in aten/loss.py and gpu/loss.py.
@@ -235,8 +235,8 @@ def _lambda(t: Tensor, pi: Tensor) -> Tensor:
 
 
 def bce_dx(x: Tensor, t: Tensor, pi: Tensor | None) -> Tensor:
-    s = torch.sigmoid(-x)
-    return (1 - t) - (s if pi is None else s * _lambda(t, pi))
+    s = torch.sigmoid(x)  # 1 - t - λ σ(-x) would be 0 where σ(x) is small
+    return s - t if pi is None else s * _lambda(t, pi) - pi * t
 
 
 def _bce_dpi(x: Tensor, t: Tensor) -> Tensor:

@@ -1,180 +1,62 @@
-"""Activations: torch.nn's classes, with their arguments and repr, over the activation table."""
+"""Activations: torch.nn's classes, with their arguments and repr, one for each row of the activation table."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from .. import functional
+import torch  # noqa: F401  # the classes that are written out name it, and what follows
+from torch import Tensor  # noqa: F401
+
+from .. import functional  # noqa: F401
+from ..functional._common import check_parameters, write_out  # noqa: F401
+from ..functions.activation import ACTIVATIONS, Activation
 from ._leaf import Leaf
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "SELU",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LeakyReLU",
-    "LogSigmoid",
-    "Mish",
-    "ReLU",
-    "ReLU6",
-    "SiLU",
-    "Sigmoid",
-    "Sin",
-    "Softplus",
-    "Softshrink",
-    "Softsign",
-    "Tanh",
-    "Tanhshrink",
-]
+if TYPE_CHECKING:  # the others are torch's own to a type checker: see __init__.py
+    __all__ = ["Sin"]
 
+    class Sin(Leaf): ...
 
-class ReLU(torch.nn.ReLU, Leaf):
-    """y = max(x, 0)."""
+else:
+    __all__ = [row.module for row in ACTIVATIONS.values() if row.module is not None]
+
+_CLASS = '''
+class {name}({parents}):
+    """{doc}"""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.relu(input, self.inplace)
+        return functional.{key}(input{attributes})
+'''
+_PARAMETERS = """
+    def __init__(self{signature}) -> None:
+        super().__init__()
+        check_parameters("{name}", ACTIVATIONS["{key}"], ({names},))
+        {own} = {names}
+
+    def extra_repr(self) -> str:
+        return f"{shown}"
+"""
+"""What a class has of its parent in torch.nn, or of itself where there is none."""
 
 
-class LeakyReLU(torch.nn.LeakyReLU, Leaf):
-    """y = x if x > 0 else negative_slope · x."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.leaky_relu(input, self.negative_slope, self.inplace)
-
-
-class ELU(torch.nn.ELU, Leaf):
-    """y = x if x > 0 else α (eˣ - 1)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.elu(input, self.alpha, self.inplace)
-
-
-class SELU(torch.nn.SELU, Leaf):
-    """y = λ elu(x, α)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.selu(input, self.inplace)
+def _define(key: str, row: Activation) -> None:
+    """Write out a row's class, as dataclasses do. What follows the input in the functional form is an attribute."""
+    parent = row.torch_module
+    source = _CLASS if parent is not None or not row.parameters else _CLASS + _PARAMETERS
+    text = source.format(
+        name=row.module,
+        parents="Leaf" if parent is None else f"torch.nn.{row.module}, Leaf",
+        doc=f"y = {row.formula}.",
+        key=key,
+        attributes="".join(f", self.{name}" for name in row.arguments),
+        signature=row.signature,
+        names=", ".join(row.parameters),
+        own=", ".join(f"self.{name}" for name in row.parameters),
+        shown=", ".join(f"{name}={{self.{name}}}" for name in row.parameters),
+    )
+    write_out(text, globals())
 
 
-class CELU(torch.nn.CELU, Leaf):
-    """y = x if x > 0 else α (exp(x/α) - 1)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.celu(input, self.alpha, self.inplace)
-
-
-class GELU(torch.nn.GELU, Leaf):
-    """y = x Φ(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.gelu(input, self.approximate)
-
-
-class SiLU(torch.nn.SiLU, Leaf):
-    """y = x σ(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.silu(input, self.inplace)
-
-
-class Mish(torch.nn.Mish, Leaf):
-    """y = x tanh(softplus(x))."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.mish(input, self.inplace)
-
-
-class Sigmoid(torch.nn.Sigmoid, Leaf):
-    """y = 1/(1 + e⁻ˣ)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.sigmoid(input)
-
-
-class Tanh(torch.nn.Tanh, Leaf):
-    """y = tanh(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.tanh(input)
-
-
-class Softplus(torch.nn.Softplus, Leaf):
-    """y = log(1 + exp(β x))/β, and x where β x > threshold."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.softplus(input, self.beta, self.threshold)
-
-
-class Softsign(torch.nn.Softsign, Leaf):
-    """y = x/(1 + |x|)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.softsign(input)
-
-
-class Hardtanh(torch.nn.Hardtanh, Leaf):
-    """y = min(max(x, min_val), max_val)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.hardtanh(input, self.min_val, self.max_val, self.inplace)
-
-
-class ReLU6(torch.nn.ReLU6, Leaf):
-    """y = min(max(x, 0), 6)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.relu6(input, self.inplace)
-
-
-class Hardsigmoid(torch.nn.Hardsigmoid, Leaf):
-    """y = min(max(x + 3, 0), 6)/6."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.hardsigmoid(input, self.inplace)
-
-
-class Hardswish(torch.nn.Hardswish, Leaf):
-    """y = x min(max(x + 3, 0), 6)/6."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.hardswish(input, self.inplace)
-
-
-class LogSigmoid(torch.nn.LogSigmoid, Leaf):
-    """y = log σ(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.logsigmoid(input)
-
-
-class Tanhshrink(torch.nn.Tanhshrink, Leaf):
-    """y = x - tanh(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.tanhshrink(input)
-
-
-class Hardshrink(torch.nn.Hardshrink, Leaf):
-    """y = x if |x| > λ else 0."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.hardshrink(input, self.lambd)
-
-
-class Softshrink(torch.nn.Softshrink, Leaf):
-    """y = sign(x) max(|x| - λ, 0)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.softshrink(input, self.lambd)
-
-
-class Sin(Leaf):
-    """y = sin(x)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return functional.sin(input)
+for _key, _row in ACTIVATIONS.items():
+    if _row.module is not None:
+        _define(_key, _row)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import functional
+from .._torch import BatchNormBase
 from ..functional._common import activation_arguments, check_probability
 from ._leaf import Leaf
 
@@ -25,35 +26,19 @@ __all__ = [
 ]
 
 
-def normalize(
-    module: Any,
-    input: Tensor,
-    residual: Tensor | None = None,
-    activation: str | None = None,
-    activation_parameters: Mapping[str, float] | None = None,
-    p: float = 0.0,
-) -> Any:
-    """y = dropout(f(γ x̂ + β + residual)): what a batch norm module computes, torch.nn's own with ``convert``.
+OfChannels = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+How = tuple[bool, Any, float]
 
-    Which statistics are used, and which are moved by how much, its attributes tell.
+
+def arguments(module: Any, input: Tensor) -> tuple[OfChannels, How]:
+    """What a batch norm module, torch.nn's own with ``convert``, says to its functional form: running statistics, γ and
+    β; whether the batch's own statistics count, how far it moves the running ones, and eps. Counts the batch.
     """
     module._check_input_dim(input)
     training = module.training or (module.running_mean is None and module.running_var is None)
     tracked = not module.training or module.track_running_stats
-    running: tuple[Any, Any] = (module.running_mean, module.running_var) if tracked else (None, None)
-    momentum = _momentum(module)
-    fused: dict[str, Any] = {"activation": activation, "activation_parameters": activation_parameters, "p": p}
-    if module.training and _is_synchronized(module):
-        return functional.sync_batch_norm(
-            input, *running, module.weight, module.bias, residual, momentum, module.eps,
-            process_group=module.process_group, **fused,
-        )  # fmt: skip
-    if activation is None and residual is None and p == 0:
-        return functional.batch_norm(input, *running, module.weight, module.bias, training, momentum, module.eps)
-    return functional.batch_norm_act(
-        input, *running, module.weight, module.bias, residual, training, momentum, module.eps, **fused,
-        dropout_training=True,
-    )  # fmt: skip
+    mean, var = (module.running_mean, module.running_var) if tracked else (None, None)
+    return (mean, var, module.weight, module.bias), (training, _momentum(module), module.eps)
 
 
 def _momentum(module: Any) -> Any:
@@ -65,16 +50,10 @@ def _momentum(module: Any) -> Any:
     return 0.0 if module.momentum is None else module.momentum
 
 
-def _is_synchronized(module: torch.nn.Module) -> bool:
-    """Whether there are other ranks, whose rows count too."""
-    if not isinstance(module, (DistributedBatchNorm, torch.nn.SyncBatchNorm)):
-        return False
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(module.process_group) > 1
-
-
-class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm, Leaf):
+class _BatchNorm(BatchNormBase, Leaf):
     def forward(self, input: Tensor) -> Tensor:
-        return normalize(self, input)
+        of_channels, how = arguments(self, input)
+        return functional.batch_norm(input, *of_channels, *how)
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
@@ -134,16 +113,22 @@ class _Act(_BatchNorm):
             self.dropout = dropout
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not isinstance(self, _Act):  # torch's SyncBatchNorm, which convert gave this forward
-            return normalize(self, input)
-        p = self.dropout if self.training else 0.0
-        return normalize(self, input, residual, self.activation, self.activation_parameters, p)
+        of_channels, how = arguments(self, input)
+        return functional.batch_norm_act(input, *of_channels, residual, *how, **_fused(self), dropout_training=True)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
         text += "" if self.activation is None else f", activation={self.activation!r}"
         text += f", dropout={self.dropout}" if self.dropout else ""
         return text + (f", activation_parameters={self.activation_parameters}" if self.activation_parameters else "")
+
+
+def _fused(module: torch.nn.Module) -> dict[str, Any]:
+    """What follows the normalization: nothing in torch's SyncBatchNorm, to which ``convert`` gives our forward."""
+    if not isinstance(module, _Act):
+        return {}
+    p = module.dropout if module.training else 0.0
+    return {"activation": module.activation, "activation_parameters": module.activation_parameters, "p": p}
 
 
 class BatchNormAct1d(_Act, BatchNorm1d):
@@ -156,6 +141,11 @@ class BatchNormAct2d(_Act, BatchNorm2d):
 
 class BatchNormAct3d(_Act, BatchNorm3d):
     __doc__ = _Act.__doc__
+
+
+def _has_other_ranks(process_group: Any) -> bool:
+    """Whether there are others whose rows count too."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(process_group) > 1
 
 
 class DistributedBatchNorm(_Act):
@@ -191,6 +181,14 @@ class DistributedBatchNorm(_Act):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
         self.process_group = process_group
 
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not (self.training and _has_other_ranks(self.process_group)):
+            return _Act.forward(self, input, residual)
+        of_channels, (_, momentum, eps) = arguments(self, input)
+        return functional.sync_batch_norm(
+            input, *of_channels, residual, momentum, eps, process_group=self.process_group, **_fused(self)
+        )
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
@@ -204,7 +202,7 @@ class DistributedBatchNorm(_Act):
         An activation and a dropout are kept. If ``module`` itself is a batch norm, a new one is returned.
         """
         output = module
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNormBase):
             options: dict[str, Any] = {"process_group": process_group}
             if isinstance(module, _Act):
                 for name in ("activation", "activation_parameters", "dropout"):

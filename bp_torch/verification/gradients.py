@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._torch import undefined_gradient
 from .context import Context
 from .numeric import Comparison, compare_gradients, difference, not_finite
 from .registry import Failed, NotApplicable, check
@@ -176,7 +176,7 @@ def batched_gradients(c: Context) -> str | None:
 )
 def undefined_gradients(c: Context) -> str | None:
     s = c.subject
-    undefined: Any = torch._C._functions.UndefinedGrad()
+    undefined = undefined_gradient()
     at, leaves = s.leaves(c.exact)
     count = len(differentiable(s(at)))
     for lost in range(count):

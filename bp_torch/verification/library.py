@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .. import functional, nn
 from ..functions.activation import ACTIVATIONS
-from ..nn import activation as activation_modules
 
 __all__ = ["ON_KERNELS", "Case", "cases", "forgotten"]
 
@@ -135,7 +134,11 @@ _ROWS: dict[str, _Row] = {
     "L2Penalty": _Row(_weights, _once(0.3), reference=False),
     "ElasticNetPenalty": _Row(_weights, _once(0.3, 0.4), reference=False),
 }
-_ROWS |= {name: _Row(_table, reference=name != "Sin") for name in activation_modules.__all__}
+_ROWS |= {
+    row.module: _Row(_table, reference=row.torch_module is not None)
+    for row in ACTIVATIONS.values()
+    if row.module is not None
+}
 
 
 def forgotten() -> list[str]:

@@ -1,8 +1,6 @@
-"""Checks of numbers: each dtype against float64, large values, large means, NaN."""
+"""Checks of numbers: a reference, float64, large values, large means, NaN."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,11 +10,8 @@ from .context import Context
 from .gradients import first_order
 from .numeric import difference
 from .registry import Failed, NotApplicable, check, describe, line
-from .subject import Point, Subject, is_float, upstream
-
-DIGITS = (
-    "losses and gradients carry fewer digits than the dtype has: training stalls or diverges where torch's would not"
-)
+from .rounding import errors_of, judge, other_numbers
+from .subject import Point, is_float
 
 
 @check(
@@ -109,144 +104,6 @@ def _noise(c: Context, seed: int) -> dict[str, float]:
     return {name: float(t.abs().max()) / sizes[name] if t.numel() else 0.0 for name, t in sums.items()}
 
 
-BOUND = 16.0
-"""How many times the unavoidable error is allowed without a reference."""
-
-
-def _low(dtype: torch.dtype) -> Callable[[Context], str | None]:
-    def run(c: Context) -> str | None:
-        if c.double_refused is not None:
-            raise NotApplicable(f"there is no float64 to compare with: {line(c.double_refused)}")
-        s, generator = c.subject, torch.Generator().manual_seed(7)
-
-        def moved() -> Point:
-            return c.exact.map(lambda t: (t * (1 + 0.003 * torch.randn(t.shape, generator=generator).to(t))).to(dtype))
-
-        if dtype == torch.bfloat16 and any(t.is_complex() for t in c.given.tensors):
-            raise NotApplicable("torch has no complex numbers of bfloat16")
-        s.run(c.given.to(dtype))
-        if c.reference is not None:
-            return _beside(c, s, c.reference, dtype, moved)
-        judge(c, s, [moved() for _ in range(7)], str(dtype).removeprefix("torch."))
-        return None
-
-    return run
-
-
-def judge(c: Context, s: Subject, points: list[Point], where: str, ofs: tuple[str, ...] = ()) -> None:
-    """Raise Failed if at more than half of the points a result's error exceeds its bound.
-
-    The bound is :data:`BOUND` times what cannot be avoided at this precision: the root of the sum of squares of one
-    rounding of the result and of the change that one rounding of every input, parameter and upstream gradient makes in
-    float64. A function that is badly conditioned thus has a wider bound, by its own condition and not by choice. Half
-    of the points may exceed it, because a rounding can carry a value over a kink.
-    """
-    excesses: dict[str, list[tuple[float, float, float]]] = {}
-    for seed, point in enumerate(points):
-        for name, values in _errors(s, point, seed).items():
-            excesses.setdefault(name, []).append(values)
-    for name, found in excesses.items():
-        if ofs and not name.startswith(ofs):
-            continue
-        over = [row for row in found if not row[0] <= row[1]]
-        if 2 * len(over) > len(found):
-            error, bound, size = max(over, key=lambda row: row[0] if row[0] == row[0] else float("inf"))
-            if c.random and _other_zeros(s, points[0]):
-                raise NotApplicable("random numbers differ from dtype to dtype")
-            raise Failed(
-                f"{where}: {name} is off by {error:.2g} (root mean square, of {size:.2g}) from float64;"
-                f" {bound / BOUND:.1g} cannot be avoided",
-                c.example(points[0]),
-            )
-
-
-def _errors(s: Subject, point: Point, seed: int, size_at_least: float = 0.0) -> dict[str, tuple[float, float, float]]:
-    """For each output and gradient: root mean squares of the error, its bound, and the value."""
-    low = point.floats[0].dtype
-    unit = torch.finfo(low).eps / 2
-    exact = point.to(torch.float64)
-    roots = [y for y in s(s.leaves(exact)[0]) if y.requires_grad]
-    dys = [dy.to(low) for dy in upstream(roots)]
-    wide = [dy.double() for dy in dys]
-    at, leaves = s.leaves(point)
-    ys = s(at)
-    live = [dy.to(y.dtype) for dy, y in zip(dys, [y for y in ys if y.requires_grad], strict=True)]
-    got = [y.detach() for y in ys] + s.pull(ys, leaves, live)
-    right = s.run(exact, wide)
-    expected = right[0] + right[1]
-    generator = torch.Generator().manual_seed(seed)
-
-    def nudged(t: Tensor) -> Tensor:
-        return t * (1 + unit * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t))
-
-    changes = [torch.zeros_like(t) if t.is_floating_point() else t for t in expected]
-    for _ in range(3):
-        near = s.run(exact.map(nudged), [nudged(dy) for dy in wide])
-        for i, (a, b) in enumerate(zip(near[0] + near[1], expected, strict=True)):
-            if a.is_floating_point():
-                changes[i] = changes[i] + (a - b).square() / 3
-    count = len(ys)
-    names = [f"output {i}" if count > 1 else "the output" for i in range(count)]
-    names += [f"the gradient of {s.names[i]}" for i in s.wanted]
-    overall = max((float(g.abs().nan_to_num(0, 0, 0).max()) for g in right[1] if g.numel()), default=0.0)
-    found = {}
-    for name, a, b, change in zip(names, got, expected, changes, strict=True):
-        if not is_float(b) or b.numel() == 0:
-            continue
-        limit = torch.finfo(a.dtype).max
-        ok = b.isfinite() & (b.abs() < 0.9 * limit)  # else there is nothing to be near to
-        if not ok.any():
-            continue
-        error = (a.double() - b)[ok].square().mean().sqrt()
-        size = b[ok].square().mean().sqrt()
-        rounding = unit * float(size) + torch.finfo(a.dtype).smallest_normal
-        # A gradient that is zero but for rounding is as exact as the terms that cancel in it.
-        rounding = max(rounding, unit * overall if name.startswith("the gradient") else 0.0, unit * size_at_least)
-        bound = BOUND * float((change[ok].nan_to_num(0).mean() + rounding**2).sqrt())
-        found[name] = (float(error), bound, float(size))
-    return found
-
-
-def _other_zeros(s: Subject, point: Point) -> bool:
-    with torch.no_grad():
-        pairs = zip(s(point), s(point.to(torch.float64)), strict=True)
-    return any(a.shape == b.shape and not torch.equal(a == 0, b == 0) for a, b in pairs)
-
-
-def _beside(c: Context, s: Subject, reference: Subject, dtype: torch.dtype, moved: Callable[[], Point]) -> str | None:
-    """The error is at most twice the reference's, or one rounding; 60 more draws decide where 4 exceed that."""
-    squares: list[dict[str, tuple[float, float, float]]] = []
-    name = str(dtype).removeprefix("torch.")
-    told = ""
-    for draws in (4, 60):
-        for _ in range(draws):
-            point = moved()
-            ours, theirs = _errors(s, point, 0), _errors(reference, point, 0)
-            squares.append({key: (ours[key][0] ** 2, theirs[key][0] ** 2, ours[key][2] ** 2) for key in ours})
-        over, worst = [], (0.0, "")
-        for key in squares[0]:
-            a, b, size = ((sum(row[key][k] for row in squares if key in row) / len(squares)) ** 0.5 for k in range(3))
-            ratio = a / b if b else float(a > 0)
-            worst = max(worst, (ratio, f"{key} {a:.2g}, the reference {b:.2g}"))
-            if not a <= 2 * b + torch.finfo(dtype).eps / 2 * size:
-                over.append(f"{key} is off by {a:.2g} from float64, the reference by {b:.2g} (of {size:.2g})")
-        told = worst[1]
-        if not over:
-            return f"largest against the reference: {told}" if told else None
-    raise Failed(f"{name}: {over[0]}", c.example(moved()))
-
-
-for _dtype in (torch.float32, torch.bfloat16, torch.float16):
-    _name = str(_dtype).removeprefix("torch.")
-    check(
-        _name,
-        f"{_name} results and gradients are as near to float64 as {_name} allows: error at most twice the reference's,"
-        f" or {BOUND:.0f} times what cannot be avoided",
-        DIGITS,
-        shrinks=False,
-    )(_low(_dtype))
-
-
 @check(
     "tails",
     "inputs of ±20, ±100 and ±1000 give finite float32 where float64 is finite, and the same values",
@@ -269,9 +126,9 @@ def tails(c: Context) -> str | None:
                     raise Failed(f"at ±{size:g} the gradient of {s.names[k]} is NaN in float64", c.example(point))
         low = point.to(torch.float32)
         # Looked for are results that are wrong, not digits of those that are small beside the input.
-        for name, (off, bound, value) in _errors(s, low, 0, size).items():
+        for name, (off, bound, value) in errors_of(s, low, 0, size).items():
             if not off <= bound:
-                if c.random and _other_zeros(s, low):
+                if c.random and other_numbers(s, low):
                     raise NotApplicable("random numbers differ from dtype to dtype")
                 raise Failed(
                     f"at ±{size:g} in float32 {name} is off by {off:.3g} from float64's, of {value:.3g}",

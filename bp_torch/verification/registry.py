@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,7 +40,6 @@ class Check:
     """It compares two calls, so that these must agree when the seed is the same."""
     shrinks: bool = True
     """A failure is looked for again on fewer rows."""
-    tags: frozenset[str] = field(default_factory=frozenset)
 
 
 CHECKS: dict[str, Check] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import backends
 from .._torch import tree_leaves
-from . import batches, gradients, layouts, precision, safety, tools  # noqa: F401  (they fill CHECKS)
+from . import batches, gradients, layouts, precision, rounding, safety, tools  # noqa: F401  (they fill CHECKS)
 from .context import Context
 from .registry import CHECKS, Check, Failed, NotApplicable, describe, line, refusal
 from .report import FAILED, NOT_APPLICABLE, NOT_FINISHED, PASSED, Report, Result

@@ -1,4 +1,4 @@
-"""Checks that it works with torch's other tools: compile, vmap, autocast, evaluation mode, copies and files."""
+"""Checks that it works with torch's other tools: compile, vmap, evaluation mode, copies and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from .._torch import tree_leaves, tree_unflatten
+from .._torch import compiler_error, tree_leaves, tree_unflatten
 from .context import Context
 from .gradients import first_order, report
 from .numeric import compare_gradients, difference
@@ -32,19 +32,19 @@ def compile_whole(c: Context) -> str | None:
     s = c.subject
     module = copy.deepcopy(s.module)  # whose parameters, the tied ones too, are the given ones
     function = _flat(module if module is not None else s.function, s.in_place)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     at, leaves = s.leaves(c.given)
     inputs = tree_unflatten(list(at.inputs), s.spec)
     compiled = torch.compile(function, fullgraph=True, backend=c.compiler)
     try:
         s.sow()
         ys = compiled(*inputs)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except compiler_error() as error:
         if refusal(error) is not None:
             raise NotApplicable(_cause(error)) from error
         raise Failed(f"graph break: {_cause(error)}", c.example(c.given)) from error
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     parameters = list(module.parameters()) if module is not None else []
     count = len(c.given.floats) - len(parameters)
     wanted = [t if k < count else parameters[k - count] for k, t in zip(s.wanted, leaves, strict=True)]
@@ -72,7 +72,7 @@ def _by_itself(c: Context, compiled: Any) -> str:
     live = [w for w, y in zip(weights, ys, strict=True) if y.requires_grad]
     found = compare_gradients(f, at.floats, s.pull(ys, leaves, live), weights, wanted, entries=8)
     report(c, found, c.given, f"compiled with {c.compiler} the gradient of", s.names)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return f"backend {c.compiler}, which draws other random numbers: gradients against numerical ones"
 
 
@@ -116,19 +116,19 @@ def compiled_transforms(c: Context) -> str | None:
     refused = []
     for name, (f, point) in ways.items():
         c.subject.clock.tick()
-        torch._dynamo.reset()
+        torch.compiler.reset()
         try:
             s.sow()
             expected = f(*point)
             got = torch.compile(f, backend=c.compiler, fullgraph=True)(*point)
         except Exception as error:
             # That a compiler does not take what works without it is no wrong number.
-            if refusal(error) is None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            if refusal(error) is None and not isinstance(error, compiler_error()):
                 raise Failed(f"{name} raises {line(error)}", c.example(c.given)) from error
             refused.append(name)
             continue
         finally:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         if (wrong := difference(list(got), list(expected))) is not None:
             raise Failed(
                 f"{name} inside torch.compile is {wrong}; Dynamo may tell needs_input_grad False where a transform"
@@ -250,42 +250,6 @@ def per_sample_gradients(c: Context) -> str | None:
     stacked = [torch.stack(gs) for gs in zip(*expected, strict=True)]
     c.compare(([], list(got)), ([], stacked), "each row's own gradient by vmap(grad)", c.exact)
     return None
-
-
-@check(
-    "autocast",
-    "under torch.autocast(bfloat16) it runs; gradients have their tensors' dtypes and float32's values to bfloat16",
-    "mixed-precision training crashes or is wrong",
-)
-def autocast(c: Context) -> str | None:
-    s = c.subject
-    point = c.given.to(torch.float32)
-    device = point.floats[0].device.type
-    at, leaves = s.leaves(point)
-    with torch.autocast(device, dtype=torch.bfloat16):
-        ys = s(at)
-    plain, gs = s.run(point)
-    got = s.pull(ys, leaves, [dy.to(y.dtype) for y, dy in zip(*_live(ys), strict=True)])
-    for k, g in zip(s.wanted, got, strict=True):
-        if g.dtype != torch.float32:
-            raise Failed(f"the gradient of {s.names[k]} is {g.dtype}, its tensor float32".replace("torch.", ""))
-    # Roundings of bfloat16 add up; what is looked for are wrong results, not lost digits.
-    for name, a, b in [("the output", y.float(), p) for y, p in zip(ys, plain, strict=True) if is_float(p)] + [
-        (f"the gradient of {s.names[k]}", g, e) for k, g, e in zip(s.wanted, got, gs, strict=True)
-    ]:
-        if not a.numel() or not b.isfinite().all():
-            continue
-        error, size = float((a.detach() - b).square().mean().sqrt()), float(b.square().mean().sqrt())
-        overall = max(float(g.abs().max()) for g in [*plain, *gs] if is_float(g) and g.numel())
-        if not error <= 0.15 * size + 0.02 * overall and not c.random:
-            raise Failed(f"under autocast {name} is off by {error:.2g}, of {size:.2g}", c.example(point))
-    return None
-
-
-def _live(ys: Any) -> tuple[list[Tensor], list[Tensor]]:
-    roots = differentiable(ys)
-    wide = [y.float() if y.dtype != torch.float32 else y for y in roots]
-    return roots, upstream(wide)
 
 
 @check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from torch import Tensor
 from bp_torch import nn
 
 from ..data import Data, gathered
-from ..figures import TEST, TRAIN, VAL, _axes
+from ..figures import TEST, TRAIN, VAL, axes_at
 from ..modules import Batch, Classifier, Metrics
+from ..outcome import Outcome, Section
 from .scores import Calibration, auc, binary_scores, calibrate, costs, reliability
-
-if TYPE_CHECKING:
-    from ..report import Outcome, Section
 
 
 class Mean(torch.nn.Module):
@@ -139,8 +137,6 @@ class BinaryClassifier(Classifier):
         )
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         data = outcome.data
         y, z = data.splits["test"][-1].numpy(), log_odds(outcome.outputs).double().numpy()
         trained = 1 / (1 + np.exp(-z))
@@ -165,8 +161,6 @@ class RiskClassifier(BinaryClassifier):
         return super().test_metrics(outputs, data) | {"cost": cost}
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         data: Any = outcome.data
         y = data.splits["test"][-1].numpy()
         models = {"this run": (self.probabilities(outcome.outputs, data), TRAIN)} | baseline_probabilities(data)
@@ -196,7 +190,9 @@ def baseline_probabilities(data: Any) -> Models:
 def roc_figure(y: np.ndarray, models: Models, found: str) -> Figure:
     """Share of class 1 found against share of class 0 taken for it, for every threshold."""
     figure = Figure(figsize=(5.6, 5), layout="constrained")
-    axes = _axes(figure, (1, 1, 1), "Every threshold, test split", "share of the others taken for it", f"{found} found")
+    axes = axes_at(
+        figure, (1, 1, 1), "Every threshold, test split", "share of the others taken for it", f"{found} found"
+    )
     axes.plot([0, 1], [0, 1], color="lightgray")
     for name, (p, colour) in models.items():
         order = np.argsort(-p, kind="stable")
@@ -211,7 +207,7 @@ def reliability_figure(y: np.ndarray, models: Models, found: str) -> Figure:
     """What was said against what was, in ten bins of equal count."""
     figure = Figure(figsize=(5.6, 5), layout="constrained")
     title = "Ten bins of equal count, test split"
-    axes = _axes(figure, (1, 1, 1), title, f"mean probability of {found} in the bin", f"share of {found} in the bin")
+    axes = axes_at(figure, (1, 1, 1), title, f"mean probability of {found} in the bin", f"share of {found} in the bin")
     top = 0.0
     for name, (p, colour) in models.items():
         said, was, rows = reliability(y, p)
@@ -226,7 +222,7 @@ def reliability_figure(y: np.ndarray, models: Models, found: str) -> Figure:
 def cost_figure(y: np.ndarray, models: Models, ratio: float) -> Figure:
     """Mean cost of a row against the threshold above which a loan is refused."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = _axes(
+    axes = axes_at(
         figure, (1, 1, 1), f"A missed bad loan costs {ratio:g}, a refused good one 1", "threshold", "mean cost"
     )
     threshold = np.linspace(0, 1, 501)

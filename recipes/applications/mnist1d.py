@@ -22,7 +22,8 @@ from bp_torch import nn
 from .. import ConfigError
 from ..data import ArrayData, Augmentation, derive_seed, part
 from ..modules import Classifier
-from ..report import Mistakes, Outcome, Section, classification_sections
+from ..outcome import Outcome, Section
+from ..report import Mistakes, classification_sections
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from bp_torch import functional, nn
 from .. import figures
 from ..data import Batches, Data, derive_seed
 from ..modules import Batch, Metrics, Regressor
+from ..outcome import Outcome, Section
 from .factorization import Factorization
 from .scores import ranking_scores
 from .tables import check_fractions, read_table
-
-if TYPE_CHECKING:
-    from ..report import Outcome, Section
 
 GENRES = (
     *("Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
@@ -329,8 +327,6 @@ class RatingTask(Regressor):
         return super().test_metrics(outputs, data) | scores
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         data: Any = outcome.data
         said, _ = self.rate(data, data.splits["test"][0])
         models = {"this run": said} | data.baseline_ratings
@@ -372,7 +368,7 @@ def rmse(said: np.ndarray, was: np.ndarray) -> float:
 def ratings_figure(was: np.ndarray, said: np.ndarray) -> Figure:
     """The distribution of predictions for each number of stars: median, quartiles, 5 % and 95 %."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figures._axes(
+    axes = figures.axes_at(
         figure, (1, 1, 1), "Test split", "true rating, stars; number of ratings below", "predicted rating, stars"
     )
     stars = np.round(was * 2) / 2
@@ -388,7 +384,7 @@ def ratings_figure(was: np.ndarray, said: np.ndarray) -> Figure:
 def by_count_figure(data: Any, models: dict[str, np.ndarray]) -> Figure:
     """RMSE of each model by how many training ratings the film has."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figures._axes(figure, (1, 1, 1), "Test split", "training ratings of the film", "RMSE, stars")
+    axes = figures.axes_at(figure, (1, 1, 1), "Test split", "training ratings of the film", "RMSE, stars")
     counts = data.splits["train"][0][:, 1].bincount(minlength=FILMS)[data.splits["test"][0][:, 1]].numpy()
     bounds = [0, 1, 3, 10, 30, 100, FILMS]
     inside = [(counts >= low) & (counts < high) for low, high in pairwise(bounds)]

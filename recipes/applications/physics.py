@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import ConfigError
 from ..data import Batches, Data, check_batch_size, derive_seed
 from ..modules import Batch, Metrics, Task, output_shape
-from ..report import Outcome, Section
+from ..outcome import Outcome, Section
 
 VISCOSITY = 0.01 / math.pi
 TIMES, PLACES = 101, 257

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,11 @@ from bp_torch import nn
 
 from .. import ConfigError
 from ..data import Data, derive_seed
-from ..figures import TRAIN, VAL, _axes
+from ..figures import TRAIN, VAL, axes_at
+from ..outcome import Outcome, Section
 from .binary import BinaryClassifier, Mean
 from .scores import auc, binary_scores
 from .tables import check_fractions, read_table
-
-if TYPE_CHECKING:
-    from ..report import Outcome, Section
-
 
 PLAIN_SCALE = 4.0
 """Of weights without ratios: rows of norm 1 would be learned from too slowly."""
@@ -358,8 +355,6 @@ class ReviewTask(BinaryClassifier):
         super().check(data)
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         sections, data = super().report_sections(outcome), outcome.data
         assert isinstance(data, Reviews)
         networks = [module for module in self.network.modules() if isinstance(module, TextNetwork)]
@@ -390,7 +385,7 @@ def influence_figure(influence: np.ndarray, names: Sequence[str], classes: Seque
     order = np.argsort(influence, kind="stable")
     sides = ((order[:shown], VAL, classes[0]), (order[::-1][:shown], TRAIN, classes[1]))
     for place, (rows, colour, name) in enumerate(sides, 1):
-        axes = _axes(figure, (1, 2, place), f"speaks for {name}", "mean share of the log odds", "")
+        axes = axes_at(figure, (1, 2, place), f"speaks for {name}", "mean share of the log odds", "")
         axes.barh(range(len(rows)), np.abs(influence[rows]), color=colour)
         axes.set_yticks(range(len(rows)), [repr(names[i]) for i in rows], fontsize=8)
         axes.invert_yaxis()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bp_torch import functional, fusion, nn
-from bp_torch.functional._common import activation_arguments
 from bp_torch.functions.activation import ACTIVATIONS, lookup
 from bp_torch.nn.mlp import HiddenLayer
 
@@ -62,7 +61,7 @@ def _f(layer: Layer, name: str | None, parameters: Mapping[str, float], z: Tenso
     """f(z) and f′(z), from the activation table."""
     if name is None or name == "identity":
         return z, torch.ones_like(z)
-    values = activation_arguments("f", name, parameters)[1]
+    values = tuple(map(float, {**ACTIVATIONS[name].parameters, **(parameters or {})}.values()))
     row = lookup(name, values)
     layer.activations.add((name, values))
     a = row.f(z, *values)
@@ -131,15 +130,12 @@ def _activation(call: Call) -> Layer | None:
     """An activation module of torch.nn or bp_torch: y = f(x)."""
     module: Any = call.module
     known = next(cls for cls in type(module).__mro__ if cls in RULES)
-    name = fusion.ACTIVATION_KEYS[known]
-    if name == "gelu" and module.approximate == "tanh":
-        name = "gelu_tanh"
-    parameters = {key: getattr(module, key) for key in ACTIVATIONS[name].parameters}
+    name, parameters = fusion.row_of(module, known)
     assert call.output is not None
     assert call.dy is not None
     layer = Layer(call.name, type(call.module).__name__, [f"a = {name}(z)"], [f"δ = ∂L/∂a ⊙ {name}′(z)"])
     (layer.z,) = _numbers(call, "input")
-    a, slope = _f(layer, name, parameters, layer.z)
+    a, slope = _f(layer, name, parameters or {}, layer.z)
     layer.a, layer.delta = call.output, call.dy.double() * slope
     layer.check("a", a, call.output)
     layer.check(layer.backward[0], layer.delta, call.dx.get("input"))

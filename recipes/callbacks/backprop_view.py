@@ -345,7 +345,7 @@ def _rms(tensor: Tensor | None) -> str:
     return f"{float(tensor.double().square().mean().sqrt()):.3g} ({shape})" if tensor.numel() else f"empty ({shape})"
 
 
-def _image(axes: Axes, tensor: Tensor | None, xlabel: str, ylabel: str, signed: bool = True) -> None:
+def _image(axes: Axes, tensor: Tensor | None, xlabel: str, ylabel: str) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     if tensor is None or not tensor.numel():

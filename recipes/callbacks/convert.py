@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import bp_torch
-from bp_torch._conversion_report import ConversionReport
 
 
 class ConvertLayers(Callback):
@@ -27,7 +26,7 @@ class ConvertLayers(Callback):
     After `setup`, `report` is the `ConversionReport`.
     """
 
-    report: ConversionReport | None = None
+    report: bp_torch.ConversionReport | None = None
 
     def __init__(self, fuse: bool = True, revert: bool = False, verbose: bool = True) -> None:
         self.fuse, self.revert, self.verbose = fuse, revert, verbose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
@@ -13,11 +13,8 @@ from lightning.pytorch.callbacks import LearningRateFinder as LightningFinder
 from matplotlib.figure import Figure
 
 from .. import ConfigError, figures
+from ..outcome import Outcome, Section
 from .run import PerFit
-
-if TYPE_CHECKING:
-    from ..report import Outcome, Section
-
 
 SKIPPED = 10
 """The first losses of the test, which are left out: Lightning's running mean starts too low."""
@@ -91,8 +88,6 @@ class LearningRateFinder(PerFit, LightningFinder):
         self.found, self.rates, self.losses = (state_dict[name] for name in ("found", "rates", "losses"))
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         if self.found is None:
             return []
         text = [f"The run started with a learning rate of {self.found:.3g}, where the loss fell most steeply."]

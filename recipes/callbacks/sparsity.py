@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,11 +12,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import ConfigError, figures
+from ..outcome import Outcome, Section
 from .run import PerFit
-
-if TYPE_CHECKING:
-    from ..report import Outcome, Section
-
 
 KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad)
 
@@ -155,8 +152,6 @@ class SparsityReport(PerFit):
             figures.sparsity(self.rows).savefig(folder / "sparsity.png", dpi=150)
 
     def report_sections(self, outcome: Outcome) -> list[Section]:
-        from ..report import Section
-
         text = [f"Of the tested weights, epoch {outcome.best_epoch}:", "", *table(outcome.task)]
         return [Section("sparsity", "Sparsity by layer", figures.sparsity(outcome.history, outcome.best_epoch), text)]
 

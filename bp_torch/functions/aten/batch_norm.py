@@ -5,13 +5,14 @@ The formulas stand in ../batch_norm.py, with their symbols.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...mode import wide
-from ..batch_norm import BatchNormFunction, NormalizeFunction, Saved, gradients_of, result_dtype
+from ..batch_norm import BatchNormFunction, NormalizeFunction, Saved, needed, result_dtype
 from ..channels import channel, count_of, dims_of
 from ..epilogue import Epilogue
 from ..function import ATEN
@@ -106,21 +107,19 @@ def _add(z: Tensor, r: Tensor | None) -> Tensor:
 
 
 def _through_statistics(
-    ctx: Any, dz: Tensor, x: Tensor, gamma: Tensor | None, mean: Tensor, var: Tensor, training: bool
+    dz: Tensor, saved: Saved, eps: float, training: bool, needs: Sequence[bool], ours: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dγ, dβ."""
-    s = torch.rsqrt(var + ctx.eps) if training else None
+    """dx, dγ, dβ; dx in dz's memory if it is ``ours``."""
+    x, gamma, mean, var = saved.x, saved.gamma, saved.mean, saved.var
+    s = torch.rsqrt(var + eps) if training else None
     statistics = (mean, var, None, None) if s is None else (None, None, mean, s)
-    needs = list(ctx.needs_input_grad[:3])
-    # Whether dz was made here, and is nobody's gradient.
-    ours = (ctx.e.told_by or ctx.e.p > 0) and ctx.dtypes[3] is None
     if s is None or not (ours and needs[0] and x.numel() > CHUNK and x.dtype == dz.dtype):
         return aten.native_batch_norm_backward.default(
-            dz, wide(x), *_native(gamma, *statistics), training, ctx.eps, needs
+            dz, wide(x), *_native(gamma, *statistics), training, eps, list(needs)
         )
     # A new tensor costs more than the arithmetic: dx is written into dz.
     _, dgamma, dbeta = aten.native_batch_norm_backward.default(
-        dz, x, *_native(gamma, *statistics), training, ctx.eps, [False, True, True]
+        dz, x, *_native(gamma, *statistics), training, eps, [False, True, True]
     )
     n = count_of(x)
     k = s if gamma is None else gamma * s
@@ -158,31 +157,36 @@ def _apply(
     return epilogue.forward(e, normalize(x, gamma, beta, r, mean, var, eps), m)[0].to(result_dtype(x, r))
 
 
-def _dz(ctx: Any, dy: Tensor, saved: Saved) -> Tensor:
+def _dz(e: Epilogue, eps: float, dy: Tensor, saved: Saved) -> Tensor:
     """m ⊙ dy / (1 - p) ⊙ f′(z), wide."""
     dy, s = wide(dy), saved.y
-    if s is None and ctx.e.told_by:
-        s = normalize(*saved[:6], ctx.eps)
-        s = epilogue.activate(ctx.e, s) if ctx.e.told_by == "a" else s
-    return epilogue.backward(ctx.e, dy, s if s is None else s.to(dy.dtype), saved.m)
+    if s is None and e.told_by:
+        s = normalize(saved.x, saved.gamma, saved.beta, saved.r, saved.mean, saved.var, eps)
+        s = epilogue.activate(e, s) if e.told_by == "a" else s
+    return epilogue.backward(e, dy, s if s is None else s.to(dy.dtype), saved.m)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None) -> Any:
     saved = Saved(*ctx.saved_tensors)
     if dy is None or dmean is not None or dvar is not None or not _serves(saved, dy):
         return NotImplemented
-    dz = _dz(ctx, dy, saved)
-    of_x = _through_statistics(ctx, dz, saved.x, saved.gamma, saved.mean, saved.var, training=True)
-    return *gradients_of(ctx, *of_x, dz), None, None, None
+    return *_gradients(ctx, dy, saved, training=True), None, None, None
 
 
 def _apply_backward(ctx: Any, dy: Tensor) -> Any:
     saved = Saved(*ctx.saved_tensors)
     if any(ctx.needs_input_grad[4:6]) or not _serves(saved, dy):
         return NotImplemented
-    dz = _dz(ctx, dy, saved)
-    of_x = _through_statistics(ctx, dz, saved.x, saved.gamma, saved.mean, saved.var, training=False)
-    return *gradients_of(ctx, *of_x, dz), None, None, None, None, None
+    return *_gradients(ctx, dy, saved, training=False), None, None, None, None, None
+
+
+def _gradients(ctx: Any, dy: Tensor, saved: Saved, training: bool) -> list[Tensor | None]:
+    """dx, dγ, dβ and dr."""
+    needs, dtypes, e = ctx.needs_input_grad, ctx.dtypes, ctx.e
+    dz = _dz(e, ctx.eps, dy, saved)
+    # Whether dz was made here, and is nobody's gradient.
+    ours = bool(e.told_by or e.p > 0) and dtypes[3] is None
+    return needed(needs, dtypes, *_through_statistics(dz, saved, ctx.eps, training, needs[:3], ours), dz)
 
 
 def _serves(saved: Saved, dy: Tensor) -> bool:

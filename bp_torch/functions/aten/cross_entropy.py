@@ -57,12 +57,13 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothin
 
 def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None) -> Any:
     x, t, w, total, m, r, *rest = ctx.saved_tensors
+    if rest and dloss is not None:
+        return _small_backward(ctx, dloss, x, t, w, total, rest[0]), None, None, None, None, None
     if dloss is None or not on_cpu(x, t, w, dloss, dr):
         return NotImplemented
-    if rest:
-        return _small_backward(ctx, dloss, x, t, w, total, rest[0]), None, None, None, None, None
     index, S, k_t, k_rest = terms(ctx, dloss, dr, x, t, w, total, r)
     assert S is not None
+    assert k_t is not None
     c, scale = class_dim(x.shape), S * (-r).exp()
     dx = torch.empty_like(x)
     narrow = dx.dtype != m.dtype

@@ -18,7 +18,8 @@ def _forward(ctx: Any, x: Tensor, mask: Tensor, p: float) -> Tensor:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return drop(dy, *ctx.saved_tensors, ctx.p), None, None
+    (m,) = ctx.saved_tensors
+    return drop(dy, m, ctx.p), None, None
 
 
 def _alpha_forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -27,7 +28,8 @@ def _alpha_forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
 
 
 def _alpha_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return masked(dy, *ctx.saved_tensors, affine(ctx.p)[0]), None, None
+    (m,) = ctx.saved_tensors
+    return masked(dy, m, affine(ctx.p)[0]), None, None
 
 
 DropoutFunction.faster(ATEN, forward_and_save=_forward, backward=_backward)

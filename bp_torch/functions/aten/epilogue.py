@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...mode import wide
 from .. import dropout as formula
-from ..dropout import dropout_scale, is_seed
 from ..epilogue import ActivationBackwardFunction, Epilogue
 from ..function import ATEN
 
@@ -39,11 +38,11 @@ def activate(e: Epilogue, z: Tensor) -> Tensor:
 
 def backward(e: Epilogue, dy: Tensor, s: Tensor | None, mask: Tensor | None = None) -> Tensor:
     """As :meth:`Epilogue.backward`."""
-    if mask is not None or s is None or not e.told_by:
+    if mask is not None or (e.p > 0 and (s is None or not e.told_by)):
         return pull(e, drop(dy, mask, e.p), s)
     dz = pull(e, dy, s)
     # Without a mask y tells it, and f′ is a number of size 1: the scale loses nothing afterwards, in dz, which is ours.
-    return dz if e.p == 0 else dz.mul_(dropout_scale(e.p))
+    return dz if e.p == 0 else dz.mul_(1 / (1 - e.p) if e.p < 1 else 0.0)
 
 
 def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
@@ -53,14 +52,14 @@ def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
     row = e.row
     if row.native is not None:
         return row.native(da, s, *e.parameters)
-    return (da * row.df(wide(s), *e.parameters)).to(da.dtype)
+    return row.pull(da, wide(s), *e.parameters).to(da.dtype)
 
 
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
     """As :func:`..dropout.drop`."""
-    if mask is None or is_seed(mask):
+    if mask is None or mask.dtype != torch.bool:
         return formula.drop(x, mask, p, add)
-    return masked(x, mask, dropout_scale(p), add)
+    return masked(x, mask, 1 / (1 - p) if p < 1 else 0.0, add)
 
 
 def masked(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> Tensor:

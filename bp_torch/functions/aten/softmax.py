@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..._torch import log_softmax_backward, softmax_backward
 from ..function import ATEN
 from ..softmax import LogSoftmaxFunction, SoftmaxFunction
-
-aten = torch.ops.aten
 
 
 def _by(kernel: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -22,5 +20,5 @@ def _by(kernel: Callable[..., Tensor]) -> Callable[..., Any]:
     return backward
 
 
-SoftmaxFunction.faster(ATEN, backward=_by(aten._softmax_backward_data.default))
-LogSoftmaxFunction.faster(ATEN, backward=_by(aten._log_softmax_backward_data.default))
+SoftmaxFunction.faster(ATEN, backward=_by(softmax_backward))
+LogSoftmaxFunction.faster(ATEN, backward=_by(log_softmax_backward))

@@ -4,8 +4,10 @@ registers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...backends import kernels_for
@@ -39,12 +41,12 @@ def _forward(
 
 def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None) -> Any:
     saved = Saved(*ctx.saved_tensors)
-    triton = None if dy is None else _kernels(saved.x, saved.m, dy, dmean, dvar, *saved[1:7])
+    triton = None if dy is None else _kernels(saved.x, saved.m, dy, dmean, dvar, *_beside(saved))
     if triton is None or dy is None:
         return NotImplemented
     da = _drop(dy, saved.m, ctx.e.p)
     gradients = triton.batch_norm.backward(
-        da, dmean, dvar, _read(ctx, saved), ctx.eps, ctx.e, ctx.needs_input_grad, ctx.dtypes
+        da, dmean, dvar, _read(saved, ctx.e, ctx.dtypes), ctx.eps, ctx.e, ctx.needs_input_grad, ctx.dtypes
     )
     return *gradients, None, None, None
 
@@ -68,24 +70,33 @@ def _apply(
 
 def _apply_backward(ctx: Any, dy: Tensor) -> Any:
     saved = Saved(*ctx.saved_tensors)
-    triton = _kernels(saved.x, saved.m, dy, *saved[1:7])
+    triton = _kernels(saved.x, saved.m, dy, *_beside(saved))
     if triton is None:
         return NotImplemented
     da = _drop(dy, saved.m, ctx.e.p)
     gradients = triton.batch_norm.normalize_backward(
-        da, _read(ctx, saved), ctx.eps, ctx.e, ctx.needs_input_grad, ctx.dtypes
+        da, _read(saved, ctx.e, ctx.dtypes), ctx.eps, ctx.e, ctx.needs_input_grad, ctx.dtypes
     )
     return *gradients, None, None, None
 
 
-def _read(ctx: Any, saved: Saved) -> Saved:
-    """What the kernels read: y is computed again where that reads less."""
-    return saved if ctx.gated or ctx.dtypes[3] is not None else saved._replace(y=None)
+def _beside(saved: Saved) -> tuple[Tensor | None, ...]:
+    """The tensors beside x and m."""
+    return saved.gamma, saved.beta, saved.r, saved.mean, saved.var, saved.y
+
+
+def _read(saved: Saved, e: Epilogue, dtypes: Sequence[torch.dtype | None]) -> Saved:
+    """What the kernels read: y is computed again where that reads less, unless it tells the mask."""
+    tells_mask = saved.m is None and e.p > 0
+    return saved if tells_mask or dtypes[3] is not None else saved._replace(y=None)
 
 
 def _statistics(x: Tensor, group: Any) -> Any:
     triton = _kernels(x, None)
-    return NotImplemented if triton is None else merged(x, *triton.batch_norm.statistics(x), group)
+    if triton is None:
+        return NotImplemented
+    mean, rest, var = triton.batch_norm.statistics(x)
+    return merged(x, mean, rest, var, group)
 
 
 BatchNormFunction.faster(TRITON, forward=_forward, backward=_backward)

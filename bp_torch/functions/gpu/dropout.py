@@ -20,7 +20,8 @@ def drop(x: Tensor, m: Tensor, p: float) -> Any:
 
 
 def _backward(ctx: Any, dy: Tensor) -> Any:
-    dx = drop(dy, *ctx.saved_tensors, ctx.p)
+    (m,) = ctx.saved_tensors
+    dx = drop(dy, m, ctx.p)
     return dx if dx is NotImplemented else (dx, None, None)
 
 
