@@ -88,9 +88,9 @@ def batch_invariant() -> Setting:
     losses that are reduced, dropout's masks, and the gradients of parameters, which are sums over rows.
 
     The setting is that of the thread or the task, as :func:`backend`'s. Under torch.func transforms and torch.compile,
-    dense layers and activations raise a RuntimeError, because the order of sums is not this package's there. Compilers
-    tell threads apart, and not the tasks of one thread: what one task has compiled while another was inside a block
-    does not notice that it is called there.
+    these layers (cross-entropy excepted) raise a RuntimeError, because the order of sums is not this package's there.
+    Compilers tell threads apart, and not the tasks of one thread: what one task has compiled while another was inside a
+    block does not notice that it is called there.
     """
     return Setting("batch_invariant", batch_invariant=True)
 

@@ -47,11 +47,7 @@ _open_blocks = 0
 class _Thread(threading.local):
     def __init__(self) -> None:  # the object's own, or compilers would not guard on them
         self.open_blocks = 0
-        self.triton_was_asked_for = False
-
-
-"""Whether the backend ``"triton"`` ever was: until then no kernel runs on the CPU."""
-batch_invariant_is_open = False
+        self.batch_invariant_is_open = False
 
 
 _thread = _Thread()

@@ -12,9 +12,9 @@ from device import DEVICE
 from seeds import seeded
 from torch import Tensor
 
-from bp_torch.backends import current_backend, mask_of
+from bp_torch.backends import current_backend
 from bp_torch.functions.activation_table import ACTIVATIONS
-from bp_torch.functions.dropout import is_seed
+from bp_torch.functions.dropout import mask_from
 from bp_torch.triton_kernels import dropout
 
 Output = Tensor | tuple[Tensor, ...]
@@ -76,7 +76,7 @@ def fixed_mask(*shape: int, p: float = 0.5) -> Tensor:
 
 def written_out(mask: Tensor, shape: Sequence[int], p: float) -> Tensor:
     """The boolean mask, from what ``draw_mask`` gave: the mask itself, or the seed that the kernels draw it from."""
-    return mask_of(mask, shape, p) if is_seed(mask) else mask
+    return mask_from(mask).over(shape, p)
 
 
 def drawn(mask: Tensor) -> Tensor:

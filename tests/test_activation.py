@@ -361,3 +361,23 @@ def test_where_the_slope_is_zero_it_selects_or_multiplies_as_torch_does(key: str
     assert row.fused is None or row.fused.selects == row.selects
     s = x.detach() if row.saves == "input" else f(x.detach(), *p)
     torch.testing.assert_close(row.pull(torch.full_like(s, dy), s, *p), theirs, equal_nan=True)
+
+
+@pytest.mark.one_backend("torch", "compilers take the formulas")
+def test_a_compiled_slope_of_zero_selects_too() -> None:
+    keys = [key for key, row in ACTIVATIONS.items() if row.selects]
+    x = torch.tensor([-200.0, -0.3, 0.0, 0.3, 200.0], requires_grad=True)
+
+    def stacked(forms) -> Tensor:
+        return torch.stack([form(x) for form in forms])
+
+    compiled = torch.compile(
+        lambda: stacked([lambda t, key=key: bpF.activation(t, key) for key in keys]),
+        backend="aot_eager",
+        fullgraph=True,
+    )()
+    theirs = stacked([lambda t, key=key: ACTIVATIONS[key].operator(t, *values(key)) for key in keys])
+    for dy in torch.eye(len(keys)).unbind():
+        dys = torch.where(dy == 1, math.inf, 0.0)[:, None].expand_as(theirs)
+        ours, expected = (torch.autograd.grad(y, x, dys, retain_graph=True)[0] for y in (compiled, theirs))
+        torch.testing.assert_close(ours, expected)

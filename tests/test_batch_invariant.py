@@ -11,6 +11,7 @@ from exact import assert_as_good_as_torch, wide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import bp_torch
 from bp_torch import backends, nn
@@ -240,11 +241,23 @@ def test_transforms_and_compilers_are_refused() -> None:
     """They would choose the order of sums themselves: the promise would be broken without a word."""
     x, W = make(3, 4), make(5, 4)
     with bp_torch.batch_invariant():
-        for f in (lambda x: bpF.linear(x, W), bpF.silu):
+        for f in (lambda x: bpF.linear(x, W), bpF.silu, lambda x: bpF.softmax(x, -1), lambda x: bpF.residual(x, x)):
             with pytest.raises(RuntimeError, match=r"batch_invariant\(\): expected ordinary tensors in eager mode"):
                 torch.func.vmap(f)(x)
         with pytest.raises(Exception, match=r"batch_invariant\(\): expected ordinary tensors in eager mode"):
             torch.compile(lambda x: bpF.linear(x, W), fullgraph=True, backend="eager")(x)
+
+
+@pytest.mark.parametrize("with_tangent", [True, False])
+def test_forward_mode_keeps_the_promise(backend: str, with_tangent: bool) -> None:
+    x, tangent, W, b = make(ROWS, 65), make(ROWS, 65), make(33, 65), make(33)
+
+    def f(x: Tensor, tangent: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            x = forward_ad.make_dual(x, tangent) if with_tangent else x
+            return forward_ad.unpack_dual(bpF.silu(bpF.dense(x, W, b, activation="tanh"))).primal
+
+    assert_rows_stand_alone(f, x, tangent)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the search for a block on the CPU")

@@ -17,6 +17,7 @@ from . import (
     nll_loss,
     penalty,
     random,
+    residual,
     softmax,
 )
 from .launch import INTERPRETED
@@ -34,5 +35,6 @@ __all__ = [
     "nll_loss",
     "penalty",
     "random",
+    "residual",
     "softmax",
 ]

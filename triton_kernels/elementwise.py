@@ -39,9 +39,7 @@ from .cast import cast
 from .epilogue import Epilogue, dropout_of, pair_of
 from .launch import Block, block_for, device_of, grid_of, is_wide, warps_of
 
-__all__ = [
-    "backward", "backward_bias", "forward", "residual_backward", "residual_forward", "second",
-]  # fmt: skip
+__all__ = ["Layout", "backward", "backward_bias", "forward", "run_backward", "run_forward", "second"]
 
 
 @triton.jit
@@ -203,18 +201,14 @@ def forward(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
     """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's; and a where that tells f′."""
-    return _run_forward(x, bias, residual, seed, e, act_last=False, store=e.keeps(seed, residual) == "a")
+    return run_forward(x, bias, residual, seed, e, act_last=False, store=e.keeps(seed, residual) == "a")
 
 
-def residual_forward(x: Tensor, residual: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor | None]:
-    """y = f(z) with z = dropout(x) + residual; and z where that tells f′."""
-    return _run_forward(x, None, residual, seed, e, act_last=True, store=e.keeps() == "z")
-
-
-def _run_forward(
+def run_forward(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue,
     act_last: bool, store: bool,
 ) -> tuple[Tensor, Any]:  # fmt: skip
+    """y of a layer, or of a residual connection (``act_last``); and what tells f′, where it is to be stored."""
     layout = Layout.of(x)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = layout.new(x, dtype)
@@ -241,19 +235,13 @@ def backward(
     dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype | None = None
 ) -> Tensor:
     """dx, in ``dtype`` (dy's unless given)."""
-    return _run_backward(dy, s, seed, e, dtype or dy.dtype, None)[0]
+    return run_backward(dy, s, seed, e, dtype or dy.dtype, None)[0]
 
 
-def residual_backward(
-    dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtypes: tuple[torch.dtype, torch.dtype]
-) -> tuple[Tensor, Tensor]:
-    """dx and dr of :func:`residual_forward`, in these dtypes."""
-    return _run_backward(dy, s, seed, e, *dtypes)
-
-
-def _run_backward(
+def run_backward(
     dy: Tensor, s: Tensor | None, seed: Tensor | None, e: Epilogue, dtype: torch.dtype, dtype_r: torch.dtype | None
 ) -> tuple[Tensor, Any]:
+    """dx of a layer; or, where ``dtype_r`` is given, dx and dr of a residual connection."""
     layout = Layout.of(dy if s is None else s)
     dx = layout.new(dy, dtype)
     dr = None if dtype_r is None else layout.new(dy, dtype_r)

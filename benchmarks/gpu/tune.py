@@ -81,8 +81,8 @@ def elementwise() -> None:
     s = torch.tensor([5], device="cuda")
     ew, dropped = kernels.elementwise, Epilogue("relu", p=0.5)
     time("relu dropout", 4 * n, lambda: ew.forward(x, None, None, s, dropped))
-    time("residual", 6 * n, lambda: ew.residual_forward(x, y, s, dropped))
-    time("residual backward", 8 * n, lambda: ew.residual_backward(x, y, s, dropped, (DTYPE, DTYPE)))
+    time("residual", 6 * n, lambda: kernels.residual.forward(x, y, s, dropped))
+    time("residual backward", 8 * n, lambda: kernels.residual.backward(x, y, s, dropped, (DTYPE, DTYPE)))
     time("bias relu backward", 6 * n, lambda: ew.backward_bias(x, y, None, dropped))
     time("bias gelu dropout backward", 6 * n, lambda: ew.backward_bias(x, y, s, Epilogue("gelu", p=0.5)))
 

@@ -45,6 +45,13 @@ _DEFAULTS: dict[str | None, tuple[float, ...]] = {
 _REQUIRED = ("input", "branch")
 
 
+def write_out(source: str, namespace: dict[str, Any]) -> None:
+    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
+    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), namespace)
+
+
 Form = TypeVar("Form", bound=Callable[..., Any])
 
 
@@ -64,8 +71,8 @@ def overridable(theirs: Callable[..., Any]) -> Callable[[Form], Form]:
         )
         tensors = ", ".join(p.name for p in parameters if str(p.annotation).startswith("Tensor"))
         given = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in parameters)
-        source = f"""
-def make(ours, theirs, hand_over, has_torch_function):
+        source = f"""\
+def {ours.__name__}_with(ours, theirs, hand_over, has_torch_function):
     def {ours.__name__}{bare}:
         if has_torch_function({tensors}):
             return hand_over(form, theirs, {given})
@@ -73,9 +80,10 @@ def make(ours, theirs, hand_over, has_torch_function):
     form = {ours.__name__}
     return form
 """
-        made: dict[str, Any] = {}
-        exec(compile(source, f"<overridable {ours.__name__}>", "exec"), globals(), made)
-        form: Any = functools.wraps(ours)(made["make"](ours, theirs, hand_over, has_torch_function_variadic))
+        namespace: dict[str, Any] = {"__name__": ours.__module__}
+        write_out(source, namespace)
+        make = namespace[f"{ours.__name__}_with"]
+        form: Any = functools.wraps(ours)(make(ours, theirs, hand_over, has_torch_function_variadic))
         return form
 
     return decorate
@@ -204,34 +212,28 @@ def activation_arguments(
     return name, tuple(map(float, values))
 
 
-def write_out(source: str, namespace: dict[str, Any]) -> None:
-    """Run this source in a module's namespace, with annotations as texts; tracebacks show it."""
-    file = f"<written out by {namespace['__name__']}: {source.split('(')[0].strip()}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), namespace)
-
-
-USUAL: dict[tuple[str | None, float], Epilogue] = {}
-"""Of an activation with its defaults and of p: kept, because a look here takes less time than the checks."""
+USUAL: dict[tuple[str | None, float, bool], Epilogue] = {}
+"""By an activation with its defaults, p, and whether dropout acts: a look here takes less time than the checks."""
 
 
 def epilogue_of(
-    function: str, activation: str | None, parameters: Mapping[str, float] | None, p: float = 0.0
+    function: str, activation: str | None, parameters: Mapping[str, float] | None, p: float = 0.0, training: bool = True
 ) -> Epilogue:
-    """What follows a layer, from a name, the parameters that differ from the default, and the dropout probability.
+    """What follows a layer, from a name, the parameters that differ from the default, and the dropout probability,
+    which counts in ``training`` alone.
 
     Raises:
         TypeError: the activation is no name.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
     eager = not parameters and (activation is None or type(activation) is str) and not torch.compiler.is_compiling()
-    if eager and (e := USUAL.get((activation, p))) is not None:
+    if eager and (e := USUAL.get((activation, p, training))) is not None:
         return e
     name, values = activation_arguments(function, activation, parameters)
     check_probability(function, p)
-    e = Epilogue(name, values, p)
+    e = Epilogue(name, values, p if training else 0)
     if eager and type(p) in (float, int) and len(USUAL) < 1024:
-        USUAL[activation, p] = e
+        USUAL[activation, p, training] = e
     return e
 
 

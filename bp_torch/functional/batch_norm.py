@@ -114,11 +114,11 @@ def batch_norm_act(
     The other arguments and errors are those of :func:`batch_norm`. An unknown activation or parameter and a p outside
     [0, 1] are ValueErrors.
     """
-    e = epilogue_of("batch_norm_act", activation, activation_parameters, p)
     drops = training if dropout_training is None else dropout_training
+    e = epilogue_of("batch_norm_act", activation, activation_parameters, p, drops)
     return _batch_norm(
         "batch_norm_act", input, running_mean, running_var, weight, bias, residual, training, momentum, eps,
-        e if drops else e.without_dropout, generator,
+        e, generator,
     )  # fmt: skip
 
 

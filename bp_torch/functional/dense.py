@@ -101,9 +101,9 @@ def dense(
     """
     e = None
     if not activation_parameters and (activation is None or type(activation) is str) and not is_compiling():
-        e = USUAL.get((activation, p))
+        e = USUAL.get((activation, p, training))
     if e is None:
-        e = epilogue_of("dense", activation, activation_parameters, p)
+        e = epilogue_of("dense", activation, activation_parameters, p, training)
     x, W, b = lower_precision(input, weight, bias) if is_autocast_enabled() else (input, weight, bias)
     if not (_fits(x, W, b) and (residual is None or isinstance(residual, Tensor))):
         check_tensor("dense", input=input, weight=weight, bias=bias, residual=residual)
@@ -115,11 +115,7 @@ def dense(
         raise RuntimeError(f"dense(): 'residual': expected shape {shape}, got {tuple(residual.shape)}")
     if x.is_complex():
         return _in_parts(x, W, b, residual, activation, activation_parameters, p, training, generator)
-    mask = None
-    if p > 0 and training:
-        mask = draw_mask(x, p, generator, shape)
-    elif p > 0:
-        e = e.without_dropout
+    mask = draw_mask(x, p, generator, shape) if e.p > 0 else None
     output = call(DenseFunction, x, W, b, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output
 

@@ -61,7 +61,7 @@ def residual(
         RuntimeError: different shapes or devices, or an integer dtype.
         ValueError: an unknown activation or parameter, or p outside [0, 1].
     """
-    e = epilogue_of("residual", activation, activation_parameters, p)
+    e = epilogue_of("residual", activation, activation_parameters, p, training)
     return _residual("residual", "branch", branch, residual, training, generator, e)
 
 
@@ -74,9 +74,8 @@ def dropout_add(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """y = dropout(input) + residual, in one Function; arguments and errors as :func:`residual`."""
-    return _residual(
-        "dropout_add", "input", input, residual, training, generator, epilogue_of("dropout_add", None, None, p)
-    )
+    e = epilogue_of("dropout_add", None, None, p, training)
+    return _residual("dropout_add", "input", input, residual, training, generator, e)
 
 
 def _residual(
@@ -104,7 +103,6 @@ def _residual(
     for name, tensor in ((branch_name, branch), ("residual", residual)):
         if not tensor.is_floating_point():
             raise RuntimeError(f"{function}(): '{name}': expected a floating dtype, got {tensor.dtype}")
-    e = e if training else e.without_dropout
     mask = draw_mask(branch, e.p, generator) if e.p > 0 else None
     output = call(ResidualFunction, branch, residual, mask, e)
     return output[0] if isinstance(output, tuple) else output

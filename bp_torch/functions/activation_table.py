@@ -252,8 +252,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": Activation(
         operator=partial(F.gelu, approximate="tanh"),
         f=lambda x: F.gelu(x, approximate="tanh"), df=_gelu_tanh_df, ddf=_gelu_tanh_ddf, saves="input",
-        formula="x/2 (1 + tanh u), u = √(2/π) (x + 0.044715 x³)",
-        derivative="(1 + tanh u)/2 + x/2 (1 - tanh² u) u′", source="torch.nn.GELU; arXiv:1606.08415",
+        formula="x/2 (1 + tanh(u)), u = √(2/π) (x + 0.044715 x³)",
+        derivative="(1 + tanh(u))/2 + x/2 (1 - tanh(u)²) u′, u′ = √(2/π) (1 + 0.134145 x²)",
+        source="torch.nn.GELU; arXiv:1606.08415",
         native=lambda dy, x: aten.gelu_backward.default(dy, x, approximate="tanh"),
     ),
     "silu": Activation(
@@ -306,7 +307,7 @@ ACTIVATIONS: dict[str, Activation] = {
         formula="x/(1 + |x|)", derivative="1/(1 + |x|)²", source="torch.nn.Softsign",
     ),
     "hardtanh": Activation(
-        module="Hardtanh", operator=F.hardtanh, selects=True, examples=((-0.7, 2.0), (-0.7, 0.3)),
+        module="Hardtanh", operator=F.hardtanh, selects=True, examples=((-0.7, 0.3),),
         requires=(
             Requirement("min_val", "at most 'max_val', {max_val}", lambda low, high: not low > high, ValueError),
         ),
@@ -346,17 +347,17 @@ ACTIVATIONS: dict[str, Activation] = {
     "hardswish": Activation(
         module="Hardswish", operator=F.hardswish, selects=True,
         f=F.hardswish, df=_hardswish_df, ddf=_hardswish_ddf, saves="input",
-        formula="x min(max(x + 3, 0), 6)/6", derivative="0 if x ≤ -3, 1 if x ≥ 3, else x/3 + 1/2",
+        formula="x min(max(x + 3, 0), 6)/6", derivative="0 if x ≤ -3 else 1 if x ≥ 3 else x/3 + 1/2",
         source="torch.nn.Hardswish", kinks=lambda: (-3.0, 3.0),
         native=lambda dy, x: aten.hardswish_backward.default(dy, x),
     ),
     "logsigmoid": Activation(
         module="LogSigmoid", operator=F.logsigmoid,
         f=F.logsigmoid, df=_logsigmoid_df, ddf=_logsigmoid_ddf, saves="input",
-        formula="log σ(x)", derivative="σ(-x)", source="torch.nn.LogSigmoid",
+        formula="log(σ(x))", derivative="σ(-x)", source="torch.nn.LogSigmoid",
         fused=Activation(
             f=F.logsigmoid, df=lambda y: -torch.expm1(y), ddf=lambda y: -torch.exp(y), saves="output",
-            formula="log σ(x)", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
+            formula="log(σ(x))", derivative="1 - eʸ", source="torch.nn.LogSigmoid",
         ),
     ),
     "tanhshrink": Activation(
@@ -365,7 +366,7 @@ ACTIVATIONS: dict[str, Activation] = {
         df=lambda x: torch.tanh(x) ** 2,
         ddf=lambda x: 2 * torch.tanh(x) * (1 - torch.tanh(x) ** 2),
         saves="input",
-        formula="x - tanh(x)", derivative="tanh²(x)", source="torch.nn.Tanhshrink",
+        formula="x - tanh(x)", derivative="tanh(x)²", source="torch.nn.Tanhshrink",
     ),
     "hardshrink": Activation(
         module="Hardshrink", operator=F.hardshrink, selects=True, examples=((0.9,), (-0.2,)),

@@ -88,7 +88,7 @@ class CrossEntropyFunction(Function):
         if r is None:  # aten/cross_entropy.py kept log p instead
             m = shift(x)
             r = (wide(x) - m).exp().sum(class_dim(x.shape), keepdim=True).log()
-        index, S, k_t, k_rest = terms(ctx, dloss, dr, x, t, w, total, r)
+        index, S, k_t, k_rest = terms(dloss, dr, x, t, w, total, ctx.ignore_index, ctx.smoothing, ctx.reduction)
         if S is None:
             return None, None, None, None, None, None
         dx = S * (wide(x) - m - r).exp()
@@ -138,30 +138,31 @@ def loss_of(
 
 
 def terms(
-    ctx: Any,
     dloss: Tensor | None,
     dr: Tensor | None,
     x: Tensor,
     t: Tensor,
     w: Tensor | None,
     total: Tensor,
-    r: Tensor,
+    ignore_index: int,
+    smoothing: float,
+    reduction: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The index of each position's class, and with dL in them: S and the two terms of k, k_t = (1 - ε) w_t at the class
     and ε/K at all; None where they are 0.
     """
     c = class_dim(x.shape)
-    counts, index = counted(t, ctx.ignore_index, c)
+    counts, index = counted(t, ignore_index, c)
     if dloss is None:
         return index, dr, None, None
-    one = torch.ones((), dtype=r.dtype, device=r.device)
-    share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
+    one = torch.ones((), dtype=total.dtype, device=total.device)
+    share = torch.where(counts, spread(one, reduction, total), 0.0)
     # An ignored position has no gradient, whatever dloss is.
     dL = torch.where(counts, wide(dloss) * share, 0.0).unsqueeze(c)
-    k_t = (1 - ctx.smoothing) * weight_of(w, counts, index, c, r.dtype).unsqueeze(c) * dL
+    k_t = (1 - smoothing) * weight_of(w, counts, index, c, total.dtype).unsqueeze(c) * dL
     S, k_rest = k_t, None
-    if ctx.smoothing > 0:
-        b, W = _smoothing_weight(x, w, ctx.smoothing)
+    if smoothing > 0:
+        b, W = _smoothing_weight(x, w, smoothing)
         k_rest = b * dL
         S = S + W * k_rest
     return index, S if dr is None else S + dr, k_t, k_rest

@@ -90,14 +90,14 @@ class DenseFunction(Function):
         ctx.set_materialize_grads(False)
         ctx.dtype, ctx.keeps_s = W.dtype, isinstance(output, tuple)
         need_x, need_W, need_b = ctx.needs_input_grad[:3]
-        s, m = _told_by(ctx, output, m)
+        s, m = _told_by(ctx.e, output, m)
         s, m = (s, m) if need_x or need_W or need_b else (None, None)
         ctx.save_for_backward(x if need_W else None, W if need_x else None, s, m)
 
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
         x, W, _, _, m, _ = inputs
-        ctx.save_for_forward(x, W, *_told_by(ctx, output, m))
+        ctx.save_for_forward(x, W, *_told_by(ctx.e, output, m))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> tuple[Tensor | None, ...]:
@@ -150,11 +150,13 @@ def rows(t: Tensor) -> Tensor:
     return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 
 
-def _told_by(ctx: Any, output: Tensor | tuple[Tensor, Tensor], m: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _told_by(
+    e: Epilogue, output: Tensor | tuple[Tensor, Tensor], m: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The tensor s that tells f′, and the mask, unless y tells both."""
     if isinstance(output, tuple):
         return output[1], m
-    return (output, None) if ctx.e.told_by else (None, m)
+    return (output, None) if e.told_by else (None, m)
 
 
 def product_tangent(x: Tensor, W: Tensor, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:

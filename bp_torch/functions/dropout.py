@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,11 +35,13 @@ from .function import Function
 __all__ = [
     "AlphaDropoutFunction",
     "DropoutFunction",
+    "Mask",
+    "Seed",
     "affine",
     "draw_mask",
     "drop",
     "dropout_scale",
-    "is_seed",
+    "mask_from",
     "masked",
     "may_draw",
 ]
@@ -61,12 +64,12 @@ def draw_mask(
     size = tuple(x.shape if shape is None else shape)
     if p >= 1:
         return x.new_zeros(size, dtype=torch.bool)
-    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
-    if triton is not None:
-        return triton.dropout.new_seed(x.device, generator)
     if type(x) not in PLAIN or torch.compiler.is_compiling() or is_tracing():
         like = x.new_empty(size, dtype=torch.float32)  # so that a subclass shards the mask as it shards x
         return (torch.rand_like(like) if generator is None else torch.rand_like(like, generator=generator)) >= p
+    triton = None if broadcasts or (x.is_cpu and not settings.triton_was_asked_for) else kernels(x)
+    if triton is not None:
+        return triton.dropout.new_seed(x.device, generator)
     if x.device.type != "cpu" or are_transforms_active():
         return torch.rand(size, generator=generator, device=x.device) >= p  # vmap's ``randomness`` governs it
     # Several times faster than bernoulli_ or rand: each 64-bit draw serves two or four elements.
@@ -98,7 +101,7 @@ def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) ->
     if mask is None:
         y = x if p == 0 else x * dropout_scale(p)
     else:
-        y = masked(x, mask_of(mask, x.shape, p) if is_seed(mask) else mask, dropout_scale(p))
+        y = masked(x, mask_from(mask).over(x.shape, p), dropout_scale(p))
     return y if add is None else add + y
 
 
@@ -107,14 +110,36 @@ def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
     return x * mask * scale if mask.shape == x.shape else x * (mask.to(x.dtype) * scale)
 
 
-def is_seed(mask: Tensor) -> bool:
-    """Whether this is a seed to draw the mask from, rather than the mask."""
-    return mask.dtype == torch.int64
+@dataclass(frozen=True)
+class Mask:
+    """m, as a boolean tensor."""
+
+    tensor: Tensor
+
+    def over(self, shape: Sequence[int], p: float) -> Tensor:
+        """m for a tensor of this shape."""
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What kernels draw m from: one 64-bit integer in a tensor."""
+
+    tensor: Tensor
+
+    def over(self, shape: Sequence[int], p: float) -> Tensor:
+        """m for a tensor of this shape, written out."""
+        return mask_of(self.tensor, shape, p)
+
+
+def mask_from(tensor: Tensor) -> Mask | Seed:
+    """Which of the two a Function was given: what autograd carries, saves and hands to hooks is a tensor."""
+    return Seed(tensor) if tensor.dtype == torch.int64 else Mask(tensor)
 
 
 def may_draw(mask: Tensor | None) -> bool:
     """Whether a kernel has what it takes: no mask, or the seed of one."""
-    return mask is None or is_seed(mask)
+    return mask is None or isinstance(mask_from(mask), Seed)
 
 
 class DropoutFunction(Function):

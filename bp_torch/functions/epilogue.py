@@ -16,7 +16,6 @@ residual leave readable. Each layer keeps that tensor, and asks here for all els
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,8 +29,16 @@ from .function import CONSTANTS, Function, call
 __all__ = ["ActivationBackwardFunction", "Epilogue"]
 
 
+class _Known:
+    """What follows from an Epilogue's values, looked up once."""
+
+    row: Activation
+    told_by: str
+    """Which of ``z`` and ``a`` f′ is computed from; "" where f′ = 1."""
+
+
 @dataclass(frozen=True)
-class Epilogue:
+class Epilogue(_Known):
     """f by its key in the activation table and its parameters; and p, the probability that dropout sets to zero.
 
     ``fused`` says which of the two rows that an activation may have: the one of fused layers, or the one of the
@@ -43,14 +50,11 @@ class Epilogue:
     p: float = 0  # not 0.0, which Dynamo would take for an input of a dynamic graph
     fused: bool = True
 
-    @cached_property
-    def row(self) -> Activation:
-        return lookup(self.name, self.parameters, self.fused)
-
-    @cached_property
-    def told_by(self) -> str:
-        """Which of ``z`` and ``a`` f′ is computed from; "" where f′ = 1."""
-        return "" if self.name == "identity" else "z" if self.row.saves == "input" else "a"
+    def __post_init__(self) -> None:
+        row = lookup(self.name, self.parameters, self.fused)
+        told_by = "" if self.name == "identity" else "z" if row.saves == "input" else "a"
+        object.__setattr__(self, "row", row)
+        object.__setattr__(self, "told_by", told_by)
 
     def keeps(self, mask: Tensor | None = None, residual: Tensor | None = None) -> str:
         """Which of ``z``, ``a``, ``y`` to keep for f′, or "". y costs nothing: the next layer keeps it."""
@@ -58,7 +62,6 @@ class Epilogue:
             return "y"
         return self.told_by
 
-    @cached_property
     def without_dropout(self) -> Epilogue:
         return Epilogue(self.name, self.parameters, 0, self.fused) if self.p else self
 
@@ -83,7 +86,7 @@ class Epilogue:
 
     def pull(self, da: Tensor, s: Tensor | None) -> Tensor:
         """da ⊙ f′(z), without dropout: the pullback of f alone, and its pushforward as well, for f′ is diagonal."""
-        return self.without_dropout.backward(da, s)
+        return self.without_dropout().backward(da, s)
 
 
 class ActivationBackwardFunction(Function):

@@ -87,6 +87,8 @@ class Function(torch.autograd.Function):
     generate_vmap_rule = True
     with_jvp: ClassVar[type[Function]]
     ways: ClassVar[list[Way]]
+    promises_batch_invariance: ClassVar[bool] = False
+    """Whether :func:`bp_torch.batch_invariant` covers it: one of its ways is of that kind."""
     classes: ClassVar[dict[Any, type[Function]]]
     """What :func:`_made` made of it."""
     entries: ClassVar[dict[Any, Callable[..., Any]]]
@@ -108,6 +110,7 @@ class Function(torch.autograd.Function):
     def faster(cls, kind: str, **parts: Callable[..., Any]) -> None:
         """Register a :class:`Way` to this Function, after those of its kind that it has."""
         cls.ways.append(Way(kind, **parts))
+        cls.promises_batch_invariance |= kind == BATCH_INVARIANT
         cls.ways.sort(key=lambda way: KINDS.index(way.kind))
         cls.classes.clear()
         cls.entries.clear()
@@ -189,7 +192,7 @@ def _call_compiled(function: type[Function], args: tuple[Any, ...]) -> Any:
     from ..backends import is_batch_invariant
 
     if is_batch_invariant():  # asked where a compiler sees it, so that another setting is compiled anew
-        _refuse_batch_invariance(function)
+        _refuse(function)
     _keep_whole()
     return function.apply(*args)
 
@@ -225,13 +228,7 @@ def _transform(function: type[Function], args: tuple[Any, ...]) -> Any:
     if pushed > 1 or functionalized:
         return function.forward(*args)
     made = _made(function, FORWARD_MODE, True, settings.current()[:2])
-    return made.apply(*(_Leaf(arg) if type(arg) is tuple else arg for arg in args))
-
-
-class _Leaf(tuple):
-    """A tuple that pytrees take for one value: vmap's generated rule compares the structure of the arguments with that
-    of their tangents, and a tuple of numbers has the tangent None.
-    """
+    return made.apply(*args)
 
 
 def _device_type(args: tuple[Any, ...]) -> str:
@@ -240,11 +237,12 @@ def _device_type(args: tuple[Any, ...]) -> str:
 
 def _refuse_batch_invariance(function: type[Function]) -> None:
     """RuntimeError if :func:`bp_torch.batch_invariant` is on and promises something of this Function."""
-    if (
-        settings.were_set
-        and settings.current().batch_invariant
-        and any(way.kind == BATCH_INVARIANT for way in function.ways)
-    ):
+    if settings.were_set and settings.current().batch_invariant:
+        _refuse(function)
+
+
+def _refuse(function: type[Function]) -> None:
+    if function.promises_batch_invariance:
         raise RuntimeError(
             "batch_invariant(): expected ordinary tensors in eager mode, got a transform, a compiler or a tensor "
             "subclass, which choose the order of sums themselves"
@@ -262,6 +260,9 @@ def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, boo
     if mode == PLAINLY and any(way.forward or way.forward_and_save for way in ways):
         members["forward"] = _forward_by(ways, function)
         members["setup_context"] = torch.autograd.Function.setup_context  # as not overridden: forward does both
+    elif mode in (BACKWARD_PLAINLY, FORWARD_MODE):  # where a promise is kept by other operators alone
+        promised = [way.forward for way in ways if way.kind == BATCH_INVARIANT and way.forward is not None]
+        members |= {"forward": promised[0]} if promised else {}
     backward = function.backward
     if mode in (PLAINLY, BACKWARD_PLAINLY) and any(way.backward for way in ways):
         members["backward"] = backward = _backward_by(ways, function)

@@ -62,12 +62,15 @@ class MLPFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, layers, s = saved_of(ctx, DenseFunction.forward)
-        return gradients(ctx, dy, ds, x, layers, s, _activate, Epilogue.pull)
+        x, layers, s = saved_of(
+            ctx.saved_tensors, len(ctx.needs_input_grad), ctx.e, ctx.recompute, DenseFunction.forward
+        )
+        return gradients(ctx.e, ctx.first, ctx.needs_input_grad, dy, ds, x, layers, s, _activate, Epilogue.pull)
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        x, layers, s = saved_of(ctx, DenseFunction.forward)
+        count = len(ctx.needs_input_grad)
+        x, layers, s = saved_of(ctx.saved_tensors, count, ctx.e, ctx.recompute, DenseFunction.forward)
         tlayers, kept, a, ta = tangents[2:], [], x, tx
         for index, W in enumerate(layers[::2]):
             tz = product_tangent(a, W, ta, *tlayers[2 * index : 2 * index + 2])
@@ -102,16 +105,20 @@ def by_output(e: Epilogue) -> bool:
     return e.told_by != "z"
 
 
-def saved_of(ctx: Any, dense: Callable[..., Any]) -> tuple[Tensor, tuple[Any, ...], tuple[Tensor, ...]]:
-    """x, the layers and s, computed again where it was not kept."""
-    x, *rest = ctx.saved_tensors
-    count = len(ctx.needs_input_grad) - 3
+def saved_of(
+    saved: Sequence[Any], arguments: int, e: Epilogue, recompute: bool, dense: Callable[..., Any]
+) -> tuple[Tensor, tuple[Any, ...], tuple[Tensor, ...]]:
+    """x, the layers and s, computed again where it was not kept; ``arguments`` is the number of forward's."""
+    x, *rest = saved
+    count = arguments - 3
     layers, s = tuple(rest[:count]), tuple(rest[count:])
-    return x, layers, layer_by_layer(dense, x, ctx.e, layers)[1:] if ctx.recompute else s
+    return x, layers, layer_by_layer(dense, x, e, layers)[1:] if recompute else s
 
 
 def gradients(
-    ctx: Any,
+    e: Epilogue,
+    first: int,
+    needs: Sequence[bool],
     dy: Tensor | None,
     ds: Sequence[Tensor | None],
     x: Tensor,
@@ -120,29 +127,29 @@ def gradients(
     activate: Callable[[Epilogue, Tensor], Tensor],
     pull: Callable[[Epilogue, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor | None, ...]:
-    """backward, with f and its pullback."""
+    """backward, with f and its pullback; ``first`` is the lowest layer that is trained, and 0 is x itself."""
     Ws, bs = layers[::2], layers[1::2]
     grads: list[Tensor | None] = [None] * len(layers)
     dx, dz = None, dy
-    if not any(ctx.needs_input_grad):
+    if not any(needs):
         return None, None, None, *grads
     for index in range(len(Ws) - 1, -1, -1):
-        need_W, need_b = ctx.needs_input_grad[3 + 2 * index : 5 + 2 * index]
+        need_W, need_b = needs[3 + 2 * index : 5 + 2 * index]
         if dz is not None:
             if need_W:
-                below = x if index == 0 else s[index - 1] if by_output(ctx.e) else activate(ctx.e, s[index - 1])
+                below = x if index == 0 else s[index - 1] if by_output(e) else activate(e, s[index - 1])
                 grads[2 * index] = rows(dz).mT @ rows(below)
             grads[2 * index + 1] = rows(dz).sum(0) if need_b and bs[index] is not None else None
-        if index + 1 <= ctx.first:
+        if index + 1 <= first:
             break
         da = None if dz is None else (rows(dz) @ Ws[index]).reshape(*dz.shape[:-1], Ws[index].shape[1])
         if index == 0:
             dx = da
             break
         d = ds[index - 1] if ds else None
-        if by_output(ctx.e):
+        if by_output(e):
             da, d = _sum(da, d), None
-        dz = _sum(None if da is None else pull(ctx.e, da, s[index - 1]), d)
+        dz = _sum(None if da is None else pull(e, da, s[index - 1]), d)
     return dx, None, None, *grads
 
 

@@ -54,7 +54,8 @@ class NLLLossFunction(Function):
     def backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> tuple[Tensor | None, ...]:
         if dloss is None:
             return None, None, None, None, None
-        index, k_t = picked_gradient(ctx, dloss)
+        t, w, total = ctx.saved_tensors
+        index, k_t = picked_gradient(dloss, t, w, total, class_dim(ctx.shape), ctx.ignore_index, ctx.reduction)
         dx = torch.where(one_hot(ctx.shape, class_dim(ctx.shape), index), -k_t, 0.0).to(ctx.dtype)
         return dx, None, None, None, None
 
@@ -70,12 +71,12 @@ class NLLLossFunction(Function):
         return reduce(tL, ctx.reduction, total).to(ctx.dtype), torch.zeros_like(total)
 
 
-def picked_gradient(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of each position's class, and w_t dL."""
-    t, w, total = ctx.saved_tensors
-    c = class_dim(ctx.shape)
-    counts, index = counted(t, ctx.ignore_index, c)
+def picked_gradient(
+    dloss: Tensor, t: Tensor, w: Tensor | None, total: Tensor, c: int, ignore_index: int, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """The index of each position's class, and w_t dL; c is the dimension of classes."""
+    counts, index = counted(t, ignore_index, c)
     one = torch.ones((), dtype=total.dtype, device=total.device)
-    share = torch.where(counts, spread(one, ctx.reduction, total), 0.0)
+    share = torch.where(counts, spread(one, reduction, total), 0.0)
     k_t = weight_of(w, counts, index, c, total.dtype) * share * wide(dloss)
     return index, torch.where(counts, k_t, 0.0).unsqueeze(c)  # whatever dloss is

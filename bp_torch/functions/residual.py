@@ -11,6 +11,7 @@ Source: He et al. 2016, arXiv:1512.03385.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,7 +57,9 @@ class ResidualFunction(Function):
         if dy is not None:
             pulled = ctx.e.pull(dy, s)
             dz = pulled if dz is None else pulled + dz
-        return *branches(ctx, dz, m, drop), None, None
+        need_h, need_r, *_ = ctx.needs_input_grad
+        dh = None if dz is None or not need_h else drop(dz, m, ctx.e.p)
+        return *in_dtypes((dh, dz if need_r else None), ctx.dtypes), None, None
 
     @staticmethod
     def jvp_rule(ctx: Any, th: Tensor | None, tr: Tensor | None, *_: None) -> Tensor | tuple[Tensor, Tensor]:
@@ -69,13 +72,9 @@ class ResidualFunction(Function):
         return (ty, tz) if ctx.e.keeps() == "z" else ty
 
 
-def branches(ctx: Any, dz: Tensor | None, m: Tensor | None, drop: Any) -> tuple[Tensor | None, Tensor | None]:
+def in_dtypes(gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> tuple[Tensor | None, ...]:
     """dh and dr. One of a wider dtype makes y, and so dz, wider than the other."""
-    if dz is None:
-        return None, None
-    need_h, need_r = ctx.needs_input_grad[:2]
-    dh = drop(dz, m, ctx.e.p).to(ctx.dtypes[0]) if need_h else None
-    return dh, dz.to(ctx.dtypes[1]) if need_r else None
+    return tuple(None if g is None else g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True))
 
 
 def _told_by(e: Epilogue, output: Tensor | tuple[Tensor, Tensor]) -> Tensor | None:

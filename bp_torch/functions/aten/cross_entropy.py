@@ -58,10 +58,11 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothin
 def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None) -> Any:
     x, t, w, total, m, r, *rest = ctx.saved_tensors
     if rest and dloss is not None:
-        return _small_backward(ctx, dloss, x, t, w, total, rest[0]), None, None, None, None, None
+        dx = _small_backward(dloss, x, t, w, total, rest[0], ctx.ignore_index, ctx.reduction)
+        return dx, None, None, None, None, None
     if dloss is None or not on_cpu(x, t, w, dloss, dr):
         return NotImplemented
-    index, S, k_t, k_rest = terms(ctx, dloss, dr, x, t, w, total, r)
+    index, S, k_t, k_rest = terms(dloss, dr, x, t, w, total, ctx.ignore_index, ctx.smoothing, ctx.reduction)
     assert S is not None
     assert k_t is not None
     c, scale = class_dim(x.shape), S * (-r).exp()
@@ -78,13 +79,20 @@ def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None
 
 
 def _small_backward(
-    ctx: Any, dloss: Tensor, x: Tensor, t: Tensor, w: Tensor | None, total: Tensor, log_p: Tensor
+    dloss: Tensor,
+    x: Tensor,
+    t: Tensor,
+    w: Tensor | None,
+    total: Tensor,
+    log_p: Tensor,
+    ignore_index: int,
+    reduction: str,
 ) -> Tensor:
     """dx, from log p."""
     narrow = x.dtype != log_p.dtype
     if narrow:
         dloss, w = dloss.float(), w if w is None else w.float()
-    d = nll_backward(dloss, log_p, t, w, KINDS[ctx.reduction], ctx.ignore_index, total)
+    d = nll_backward(dloss, log_p, t, w, KINDS[reduction], ignore_index, total)
     dx = log_softmax_backward(d, log_p, class_dim(x.shape), log_p.dtype)
     return dx.to(x.dtype) if narrow else dx
 

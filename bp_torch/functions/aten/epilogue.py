@@ -57,7 +57,7 @@ def pull(e: Epilogue, da: Tensor, s: Tensor | None) -> Tensor:
 
 def drop(x: Tensor, mask: Tensor | None, p: float, add: Tensor | None = None) -> Tensor:
     """As :func:`..dropout.drop`."""
-    if mask is None or mask.dtype != torch.bool:
+    if mask is None or mask.dtype != torch.bool:  # a Seed's
         return formula.drop(x, mask, p, add)
     return masked(x, mask, 1 / (1 - p) if p < 1 else 0.0, add)
 

@@ -17,8 +17,8 @@ def _forward(x: Tensor, e: Epilogue, recompute: bool, *layers: Tensor | None) ->
 
 
 def _backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, layers, s = saved_of(ctx, dense.forward)
-    return gradients(ctx, dy, ds, x, layers, s, Epilogue.activate, epilogue.pull)
+    x, layers, s = saved_of(ctx.saved_tensors, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)
+    return gradients(ctx.e, ctx.first, ctx.needs_input_grad, dy, ds, x, layers, s, Epilogue.activate, epilogue.pull)
 
 
 MLPFunction.faster(ATEN, forward=_forward, backward=_backward)

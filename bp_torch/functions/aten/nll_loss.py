@@ -33,8 +33,9 @@ def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> Any:
         x = torch.empty(ctx.shape, dtype=ctx.dtype)  # tells the shape
         dx = nll_backward(dloss, x, t, w, KINDS[ctx.reduction], ctx.ignore_index, total)
     else:
-        index, k_t = picked_gradient(ctx, dloss)
-        dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(class_dim(ctx.shape), index, -k_t.to(ctx.dtype))
+        c = class_dim(ctx.shape)
+        index, k_t = picked_gradient(dloss, t, w, total, c, ctx.ignore_index, ctx.reduction)
+        dx = torch.zeros(ctx.shape, dtype=ctx.dtype).scatter_(c, index, -k_t.to(ctx.dtype))
     return dx, None, None, None, None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..epilogue import Epilogue
 from ..function import ATEN
-from ..residual import ResidualFunction, branches
+from ..residual import ResidualFunction, in_dtypes
 from . import epilogue
 from .epilogue import drop
 
@@ -23,7 +23,9 @@ def _backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
     if dy is None or dz is not None:
         return NotImplemented
     s, m = ctx.saved_tensors
-    return *branches(ctx, epilogue.pull(ctx.e, dy, s), m, drop), None, None
+    need_h, need_r, *_ = ctx.needs_input_grad
+    dz = epilogue.pull(ctx.e, dy, s)
+    return *in_dtypes((drop(dz, m, ctx.e.p) if need_h else None, dz if need_r else None), ctx.dtypes), None, None
 
 
 ResidualFunction.faster(ATEN, forward=_forward, backward=_backward)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...backends import kernels_for
-from ..dropout import DropoutFunction, is_seed
+from ..dropout import DropoutFunction, may_draw
 from ..epilogue import Epilogue
 from ..function import TRITON
 
@@ -15,7 +15,7 @@ __all__ = ["drop"]
 
 
 def drop(x: Tensor, m: Tensor, p: float) -> Any:
-    triton = kernels_for(x) if is_seed(m) else None
+    triton = kernels_for(x) if may_draw(m) else None
     return NotImplemented if triton is None else triton.elementwise.forward(x, None, None, m, Epilogue(p=p))[0]
 
 

@@ -36,9 +36,9 @@ def _backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> Any:
     if ctx.recompute and whole:
         s = triton.mlp.forward(x, layers[::2], layers[1::2], ctx.e, True)[1:]
     else:
-        s = saved_of(ctx, dense.forward)[2]
+        s = saved_of(ctx.saved_tensors, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)[2]
     if any(d is not None for d in ds) or not triton.mlp.fits(x, layers[::2], True):
-        return gradients(ctx, dy, ds, x, tuple(layers), s, activate, pull)
+        return gradients(ctx.e, ctx.first, ctx.needs_input_grad, dy, ds, x, tuple(layers), s, activate, pull)
     dx, dWs, dbs = triton.mlp.backward(dy, x, layers[::2], s, ctx.e)
     found = [g for pair in zip(dWs, dbs, strict=True) for g in pair]
     needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True))

@@ -17,7 +17,7 @@ def _forward(h: Tensor, r: Tensor, m: Tensor | None, e: Epilogue) -> Any:
     triton = kernels_for(h, r) if may_draw(m) else None
     if triton is None:
         return NotImplemented
-    y, z = triton.elementwise.residual_forward(h, r, m, e)
+    y, z = triton.residual.forward(h, r, m, e)
     return y if z is None else (y, z)
 
 
@@ -28,7 +28,7 @@ def _backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
     triton = kernels_for(dy, s) if may_draw(m) else None
     if triton is None:
         return NotImplemented
-    return *triton.elementwise.residual_backward(dy, s, m, ctx.e, ctx.dtypes), None, None
+    return *triton.residual.backward(dy, s, m, ctx.e, ctx.dtypes), None, None
 
 
 ResidualFunction.faster(TRITON, forward=_forward, backward=_backward)
