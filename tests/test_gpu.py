@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import torch_activation
+from exact import assert_as_good_as_torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -119,8 +122,10 @@ def test_rows_over_2_to_the_31_elements(name: str) -> None:
     small = ends(x.detach(), middle).float().requires_grad_()
     expected = f(F, small, ends(target, middle))
     (expected_dx,) = torch.autograd.grad(expected, small, ends(dy, middle).float())
-    torch.testing.assert_close(ends(y, middle).float(), expected, rtol=2e-2, atol=1e-5)  # bfloat16: 2⁻⁸
-    torch.testing.assert_close(ends(dx, middle).float(), expected_dx, rtol=2e-2, atol=1e-5)
+    torch.testing.assert_close(ends(y, middle).float(), expected, rtol=2e-2, atol=0)  # bfloat16: 2⁻⁸
+    # Rounding y to bfloat16 costs exp(y) of log-softmax 2 %, and carries this into a sum of softmax's.
+    rest = {"softmax": 1e-3 * expected, "log_softmax": 0.1 * expected.exp()}.get(name, torch.zeros(()).to(expected))
+    assert ((ends(dx, middle).float() - expected_dx).abs() <= 2e-2 * expected_dx.abs() + rest).all()
 
 
 @pytest.mark.huge
@@ -136,7 +141,7 @@ def test_batch_norm_over_2_to_the_31_elements() -> None:
     torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.running_var.double(), var * rows / (rows - 1), rtol=1e-4, atol=1e-5)
     expected = (ends(x).double() - mean) / (var + layer.eps).sqrt()
-    torch.testing.assert_close(ends(y).double(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ends(y).double(), expected, rtol=1e-2, atol=1e-5)
 
 
 def test_more_columns_than_a_second_grid_dimension_holds() -> None:
@@ -265,18 +270,18 @@ def test_nothing_waits_for_the_gpu() -> None:
 
 @pytest.mark.parametrize("key", ["relu", "gelu", "tanh"])
 def test_gradient_penalty(key: str) -> None:
-    """The second-order kernels, against float64, where the formulas run."""
+    """The second-order kernels, against float64 and torch."""
 
-    def penalty(dtype: torch.dtype) -> list[Tensor]:
-        generator = torch.Generator("cuda").manual_seed(3)
-        made = [torch.randn(s, device="cuda", generator=generator).to(dtype) for s in ((129, 65), (130, 65), (130,))]
-        x, W, b = (t.requires_grad_() for t in made)
-        y = bpF.dense(x, W, b, activation=key)
-        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    def penalty(f: Callable[..., Tensor], *given: Tensor) -> list[Tensor]:
+        x, W, b = (t.detach().requires_grad_() for t in given)
+        (dx,) = torch.autograd.grad(f(x, W, b).square().sum(), x, create_graph=True)
         return list(torch.autograd.grad(dx.square().sum(), (x, W, b)))
 
-    for found, exact in zip(penalty(torch.float32), penalty(torch.float64), strict=True):
-        assert (found.double() - exact).norm() <= 1e-5 * exact.norm()
+    assert_as_good_as_torch(
+        lambda *given: penalty(lambda x, W, b: bpF.dense(x, W, b, activation=key), *given),
+        lambda *given: penalty(lambda x, W, b: torch_activation(key)(F.linear(x, W, b)), *given),
+        lambda: [torch.randn(s, device="cuda") for s in ((129, 65), (130, 65), (130,))],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -284,21 +289,19 @@ def test_autocast_gives_torchs_dtypes(dtype: torch.dtype) -> None:
     x = torch.randn(64, 32, device="cuda")
     W, b = torch.randn(48, 32, device="cuda"), torch.randn(48, device="cuda")
     target = torch.zeros(64, dtype=torch.long, device="cuda")
-    calls: list[Callable[[object], Tensor]] = [
-        lambda f: f.linear(x, W, b),  # type: ignore[attr-defined]
-        lambda f: f.gelu(f.linear(x, W, b)),  # type: ignore[attr-defined]
-        lambda f: f.softmax(f.linear(x, W, b), 1),  # type: ignore[attr-defined]
-        lambda f: f.log_softmax(f.linear(x, W, b), 1),  # type: ignore[attr-defined]
-        lambda f: f.softplus(f.linear(x, W, b)),  # type: ignore[attr-defined]
-        lambda f: f.cross_entropy(f.linear(x, W, b), target),  # type: ignore[attr-defined]
-        lambda f: f.mse_loss(f.linear(x, W, b), f.linear(x, W)),  # type: ignore[attr-defined]
-        lambda f: f.batch_norm(f.linear(x, W, b), None, None, training=True),  # type: ignore[attr-defined]
+    calls: list[Callable[..., Tensor]] = [
+        lambda f, x, W, b: f.linear(x, W, b),
+        lambda f, x, W, b: f.gelu(f.linear(x, W, b)),
+        lambda f, x, W, b: f.softmax(f.linear(x, W, b), 1),
+        lambda f, x, W, b: f.log_softmax(f.linear(x, W, b), 1),
+        lambda f, x, W, b: f.softplus(f.linear(x, W, b)),
+        lambda f, x, W, b: f.cross_entropy(f.linear(x, W, b), target),
+        lambda f, x, W, b: f.mse_loss(f.linear(x, W, b), f.linear(x, W)),
+        lambda f, x, W, b: f.batch_norm(f.linear(x, W, b), None, None, training=True),
     ]
     with torch.autocast("cuda", dtype=dtype):
         for call in calls:
-            ours, theirs = call(bpF), call(F)
-            assert ours.dtype == theirs.dtype
-            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+            assert_as_good_as_torch(functools.partial(call, bpF), functools.partial(call, F), lambda: (x, W, b))
 
 
 @pytest.mark.parametrize("way", ["cublas", "triton"])
@@ -327,19 +330,28 @@ def test_both_ways_of_a_dense_layer_agree(shape: tuple[int, int, int], dtype: to
     """Triton's product with an epilogue, and cuBLAS's with a pass after it: the same mask and values."""
     M, N, K = shape
     generator = torch.Generator("cuda").manual_seed(2)
-    made = [torch.randn(s, device="cuda", generator=generator) for s in ((M, K), (N, K), (N,), (M, N))]
-    made[1] /= K**0.5
-    inputs = [t.to(dtype).requires_grad_() for t in made]
+    torch.manual_seed(4)
+    mask = kernels.random.mask(kernels.random.new_seed(torch.device("cuda")), (M, N), 0.25)
 
-    def run(way: str) -> list[Tensor]:
+    def draw() -> list[Tensor]:
+        x, W, b, dy = (torch.randn(s, device="cuda", generator=generator) for s in ((M, K), (N, K), (N,), (M, N)))
+        return [t.to(dtype) for t in (x, W / K**0.5, b, dy)]
+
+    def run(f: Callable[..., Tensor], *given: Tensor) -> list[Tensor]:
+        *inputs, dy = (t.detach().requires_grad_() for t in given)
+        y = f(*inputs)
+        return [y, *torch.autograd.grad(y, inputs, dy)]
+
+    def ours(*inputs: Tensor) -> Tensor:
         torch.manual_seed(4)
-        with kernels.dense.using(way):
-            y = bpF.dense(*inputs, activation="tanh", p=0.25)
-            return [y, *torch.autograd.grad(y, inputs, made[3].to(dtype))]
+        return bpF.dense(*inputs, activation="tanh", p=0.25)
 
-    for ours, theirs in zip(run("triton"), run("cublas"), strict=True):
-        # What is rounded on the way differs: z before tanh, and dz in its product.
-        assert (ours.double() - theirs.double()).norm() <= 8 * torch.finfo(dtype).eps / 2 * theirs.double().norm()
+    def theirs(*inputs: Tensor) -> Tensor:
+        return torch.tanh(F.linear(*inputs)) * mask / 0.75
+
+    for way in ("triton", "cublas"):
+        with kernels.dense.using(way):
+            assert_as_good_as_torch(functools.partial(run, ours), functools.partial(run, theirs), draw)
 
 
 def test_checkpointing_draws_the_same_mask_again() -> None:
@@ -363,7 +375,7 @@ def test_transposed_and_zero_stride_gradients_of_a_dense_layer() -> None:
             inputs = [t.to(dtype, copy=True).requires_grad_() for t in (x, W)]
             y = module.relu(module.linear(*inputs))
             grads.append([g.double() for g in torch.autograd.grad(y, inputs, dy.to(dtype))])
-        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
 def test_a_first_call_times_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
