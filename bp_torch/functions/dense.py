@@ -60,7 +60,14 @@ class LinearFunction(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W = ctx.saved_tensors
-        return gradients(dy, x, W, ctx.needs_input_grad)
+        need_x, need_W, need_b = ctx.needs_input_grad
+        if dy.dim() != 2:
+            return gradients(dy, x, W, ctx.needs_input_grad)
+        return (
+            torch.mm(dy, W) if need_x else None,
+            torch.mm(dy.t(), x) if need_W else None,
+            dy.sum(0) if need_b else None,
+        )
 
     @staticmethod
     def jvp_rule(ctx: Any, tx: Tensor | None, tW: Tensor | None, tb: Tensor | None) -> Tensor:

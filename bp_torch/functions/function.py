@@ -66,6 +66,8 @@ class Way:
     """``forward`` and ``setup_context`` in one: where microseconds count, or where what is kept is no output."""
     backward: Callable[..., Any] | None = None
     """Arguments and results of the Function's ``backward``."""
+    always: bool = False
+    """forward_and_save never returns NotImplemented: it is called with nothing between."""
 
     def serves(self, cpu: bool, backend: str, batch_invariant: bool) -> bool:
         """Whether it is to be asked for tensors on the CPU, or on another device, under these settings."""
@@ -107,9 +109,9 @@ class Function(torch.autograd.Function):
             )
 
     @classmethod
-    def faster(cls, kind: str, **parts: Callable[..., Any]) -> None:
+    def faster(cls, kind: str, *, always: bool = False, **parts: Callable[..., Any]) -> None:
         """Register a :class:`Way` to this Function, after those of its kind that it has."""
-        cls.ways.append(Way(kind, **parts))
+        cls.ways.append(Way(kind, **parts, always=always))
         cls.promises_batch_invariance |= kind == BATCH_INVARIANT
         cls.ways.sort(key=lambda way: KINDS.index(way.kind))
         cls.classes.clear()
@@ -153,28 +155,29 @@ def call(function: type[Function], *args: Any) -> Any:
 
 def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
     """The end of :func:`call`, where neither transform nor compiler is at work."""
-    first, plain, given = None, True, []
+    first, plain, dead = None, True, False
     for arg in args:
         kind = type(arg)
         if kind in PLAIN:
-            arg = unwrap_if_dead(arg)  # what escaped from a transform that has ended: no gradient would flow through it
-            plain = plain and not is_legacy_batchedtensor(arg)
             first = arg if first is None else first
+            plain = plain and not is_legacy_batchedtensor(arg)
+            dead = dead or unwrap_if_dead(arg) is not arg
         elif kind not in CONSTANTS and isinstance(arg, Tensor):
             plain = False
-        given.append(arg)
+    if dead:  # escaped from a transform that has ended: no gradient would flow through it
+        args = tuple(unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args)
     if plain and not settings.were_set and forward_level() < 0:
         key: Any = first.is_cpu  # type: ignore[union-attr]  # each Function has a tensor among its arguments
     else:
-        key = _mode_of(function, given, plain), first is None or first.is_cpu, settings.current()[:2]
+        key = _mode_of(function, args, plain), first is None or first.is_cpu, settings.current()[:2]
     entry = function.entries.get(key)
     if entry is None:
         mode, cpu, values = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
         entry = function.entries[key] = entry_point(_made(function, mode, cpu, values))
-    return entry(*given)
+    return entry(*args)
 
 
-def _mode_of(function: type[Function], args: list[Any], plain: bool) -> str:
+def _mode_of(function: type[Function], args: tuple[Any, ...], plain: bool) -> str:
     if forward_level() >= 0 and any(_has_tangent(arg) for arg in args):
         return FORWARD_MODE
     if not plain:
@@ -275,6 +278,8 @@ def _derived(base: type[Function], **members: Any) -> type[Function]:
 
 def _forward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any]:
     """``forward`` and ``setup_context`` in one, by the first way that serves, else by the formula."""
+    if ways[0].always and ways[0].forward_and_save is not None:
+        return ways[0].forward_and_save
     parts = [
         (part, part is way.forward_and_save)
         for way in ways

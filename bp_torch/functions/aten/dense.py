@@ -54,5 +54,5 @@ def _backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> Any:
     return *gradients(dz, x, W, needs), dy if need_r else None, None, None
 
 
-LinearFunction.faster(ATEN, forward_and_save=_linear)
-DenseFunction.faster(ATEN, forward_and_save=_forward_and_save, backward=_backward)
+LinearFunction.faster(ATEN, forward_and_save=_linear, always=True)
+DenseFunction.faster(ATEN, forward_and_save=_forward_and_save, backward=_backward, always=True)

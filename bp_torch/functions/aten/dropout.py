@@ -32,5 +32,5 @@ def _alpha_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return masked(dy, m, affine(ctx.p)[0]), None, None
 
 
-DropoutFunction.faster(ATEN, forward_and_save=_forward, backward=_backward)
+DropoutFunction.faster(ATEN, forward_and_save=_forward, backward=_backward, always=True)
 AlphaDropoutFunction.faster(ATEN, forward=_alpha_forward, backward=_alpha_backward)

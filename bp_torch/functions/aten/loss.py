@@ -121,7 +121,10 @@ def _backward(ctx: Any, dloss: Tensor) -> Any:
             torch.mul(ERRORS[ctx.error].drho(wide(a) - wide(b), ctx.parameter), dR, out=d)
     else:
         return NotImplemented
-    return dx.to(x.dtype) if need_x else None, (-dx).to(t.dtype) if need_t else None, *(None,) * 5
+    if need_t:
+        dt = -dx if dx.dtype is t.dtype else (-dx).to(t.dtype)
+    dx = dx if dx.dtype is x.dtype else dx.to(x.dtype)
+    return dx if need_x else None, dt if need_t else None, None, None, None, None, None
 
 
 def _bce(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: str) -> Any:
