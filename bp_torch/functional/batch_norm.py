@@ -58,21 +58,11 @@ def batch_norm(
 
 
 def _in_parts(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
-    activation_parameters: Mapping[str, float] | None,
-    p: float,
-    generator: torch.Generator | None,
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    residual: Tensor | None, training: bool, momentum: float, eps: float, activation: str | None,
+    activation_parameters: Mapping[str, float] | None, p: float, generator: torch.Generator | None,
     dropout_training: bool | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """:func:`batch_norm_act` as torch's batch norm and what follows it, one by one."""
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     y = y if residual is None else y + residual

@@ -127,16 +127,9 @@ def _residual(h: Tensor, r: Tensor, m: Tensor | None, e: Epilogue) -> Tensor | t
 
 
 def _normalize(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    r: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    m: Tensor | None,
-    eps: float,
-    e: Epilogue,
-) -> Tensor:
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor,
+    m: Tensor | None, eps: float, e: Epilogue,
+) -> Tensor:  # fmt: skip
     by = aten_batch_norm.normalize if aten_batch_norm.is_fused(x) else normalize
     return _follow(e, by(x, gamma, beta, r, mean, var, eps), m, None)[0].to(result_dtype(x, r))
 

@@ -96,14 +96,9 @@ class BatchNormFunction(Function):
 
     @staticmethod
     def forward(
-        x: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        r: Tensor | None,
-        m: Tensor | None,
-        eps: float,
-        e: Epilogue,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, m: Tensor | None,
+        eps: float, e: Epilogue,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         mean, var = statistics_of(x)
         y, _ = e.forward(normalize(x, gamma, beta, r, mean, var, eps), m)
         return y.to(result_dtype(x, r)), mean, var
@@ -166,16 +161,9 @@ class NormalizeFunction(Function):
 
     @staticmethod
     def forward(
-        x: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        r: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        m: Tensor | None,
-        eps: float,
-        e: Epilogue,
-    ) -> Tensor:
+        x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor,
+        m: Tensor | None, eps: float, e: Epilogue,
+    ) -> Tensor:  # fmt: skip
         y, _ = e.forward(normalize(x, gamma, beta, r, mean, var, eps), m)
         return y.to(result_dtype(x, r))
 
@@ -211,14 +199,8 @@ class NormalizeFunction(Function):
 
 
 def normalize(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    r: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-) -> Tensor:
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
     """z = γ x̂ + β + r, of a dtype that is wide."""
     z = (x - channel(wide(mean), x)) * channel(_scale(gamma, wide(var), eps), x)
     z = z if beta is None else z + channel(beta, x)

@@ -142,15 +142,8 @@ def may_draw(mask: Tensor | None) -> bool:
     return mask is None or isinstance(mask_from(mask), Seed)
 
 
-class DropoutFunction(Function):
-    """y = m ⊙ x / (1 - p).
-
-    Backward: dx = m ⊙ dy / (1 - p). Shapes: m broadcasts to x; y has x's shape.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
-        return drop(x, mask, p)
+class _Masked(Function):
+    """Keeps the mask and p."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -160,6 +153,17 @@ class DropoutFunction(Function):
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_forward(inputs[1])
+
+
+class DropoutFunction(_Masked):
+    """y = m ⊙ x / (1 - p).
+
+    Backward: dx = m ⊙ dy / (1 - p). Shapes: m broadcasts to x; y has x's shape.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
+        return drop(x, mask, p)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -180,7 +184,7 @@ def affine(p: float) -> tuple[float, float, float]:
     return a, -a * p * alpha, alpha
 
 
-class AlphaDropoutFunction(Function):
+class AlphaDropoutFunction(_Masked):
     """y = a (m ⊙ x + α′ (1 - m)) + b.
 
     Backward: dx = a m ⊙ dy. Shapes: m broadcasts to x; y has x's shape.
@@ -191,15 +195,6 @@ class AlphaDropoutFunction(Function):
         a, b, alpha = affine(p)
         # In the mask's shape, which is small for whole channels.
         return (~mask).to(x.dtype) * (a * alpha) + b + masked(x, mask, a)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, mask, ctx.p = inputs
-        ctx.save_for_backward(mask)
-
-    @staticmethod
-    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,32 +3,4 @@
 A file for each layer, which registers them.
 """
 
-from . import (
-    activation,
-    batch_norm,
-    cross_entropy,
-    dense,
-    dropout,
-    epilogue,
-    loss,
-    mlp,
-    nll_loss,
-    penalty,
-    residual,
-    softmax,
-)
-
-__all__ = [
-    "activation",
-    "batch_norm",
-    "cross_entropy",
-    "dense",
-    "dropout",
-    "epilogue",
-    "loss",
-    "mlp",
-    "nll_loss",
-    "penalty",
-    "residual",
-    "softmax",
-]
+from . import batch_norm, cross_entropy, dense, dropout, epilogue, loss, mlp, nll_loss, penalty, residual, softmax

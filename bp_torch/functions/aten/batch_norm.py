@@ -37,14 +37,8 @@ def _native(*parameters: Tensor | None) -> list[Tensor | None]:
 
 
 def normalize(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    r: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-) -> Tensor:
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
     """z, by statistics that are given."""
     z, _, _ = aten.native_batch_norm(wide(x), *_native(gamma, beta, mean, var), False, 0.0, eps)
     return _add(z, r)
@@ -142,16 +136,9 @@ def _forward(
 
 
 def _apply(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    r: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    m: Tensor | None,
-    eps: float,
-    e: Epilogue,
-) -> Any:
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor,
+    m: Tensor | None, eps: float, e: Epilogue,
+) -> Any:  # fmt: skip
     if not is_fused(x):
         return NotImplemented
     return epilogue.forward(e, normalize(x, gamma, beta, r, mean, var, eps), m)[0].to(result_dtype(x, r))

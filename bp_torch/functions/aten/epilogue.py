@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...mode import wide
 from .. import dropout as formula
+from ..activation import ActivationFunction
 from ..epilogue import ActivationBackwardFunction, Epilogue
 from ..function import ATEN
 
@@ -75,8 +76,14 @@ def masked(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> 
     return y if add is None else add + y
 
 
+def _activation_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    (s,) = ctx.saved_tensors
+    return backward(ctx.e, dy, s), None
+
+
 def _forward(dy: Tensor, s: Tensor, mask: Tensor | None, e: Epilogue) -> Any:
     return NotImplemented if e.row.native is None else backward(e, dy, s, mask)
 
 
+ActivationFunction.faster(ATEN, backward=_activation_backward)
 ActivationBackwardFunction.faster(ATEN, forward=_forward)

@@ -52,16 +52,9 @@ def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Te
 
 
 def _apply(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    r: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    m: Tensor | None,
-    eps: float,
-    e: Epilogue,
-) -> Any:
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, r: Tensor | None, mean: Tensor, var: Tensor,
+    m: Tensor | None, eps: float, e: Epilogue,
+) -> Any:  # fmt: skip
     triton = _kernels(x, m, gamma, beta, r, mean, var)
     if triton is None:
         return NotImplemented
