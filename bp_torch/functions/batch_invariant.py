@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import unsafe_view
+from ..backends import kernels
 from .activation import ActivationFunction
 from .aten import batch_norm as aten_batch_norm
 from .batch_norm import NormalizeFunction, normalize, result_dtype
@@ -108,7 +109,9 @@ def _activate(z: Tensor, e: Epilogue) -> Tensor:
 def _dense(
     x: Tensor, W: Tensor, b: Tensor | None, r: Tensor | None, m: Tensor | None, e: Epilogue
 ) -> Tensor | tuple[Tensor, Tensor]:
-    y, s = _follow(e, linear(x, W, b), m, r)
+    triton = kernels(x, W, b)  # a mask that is no seed stops the kernels at what follows the product
+    z = linear(x, W, b) if triton is None else triton.dense.forward(x, W, b, None, None, Epilogue())[0]
+    y, s = _follow(e, z, m, r)
     return y if s is None else (y, s)
 
 

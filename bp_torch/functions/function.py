@@ -65,7 +65,9 @@ class Way:
     forward_and_save: Callable[..., Any] | None = None
     """``forward`` and ``setup_context`` in one: where microseconds count, or where what is kept is no output."""
     backward: Callable[..., Any] | None = None
-    """Arguments and results of the Function's ``backward``."""
+    """Arguments and results of the Function's ``backward``, and the saved tensors after ctx: a checkpoint, which
+    watches them, allows that they are unpacked once.
+    """
     always: bool = False
     """forward_and_save never returns NotImplemented: it is called with nothing between."""
 
@@ -306,14 +308,26 @@ def _backward_by(ways: list[Way], function: type[Function]) -> Callable[..., Any
     parts = [way.backward for way in ways if way.backward is not None]
 
     def backward(ctx: Any, *gradients: Any) -> Any:
-        if is_plain(*gradients):
-            for part in parts:
-                found = part(ctx, *gradients)
-                if found is not NotImplemented:
-                    return found
-        return function.backward(ctx, *gradients)
+        if not is_plain(*gradients):
+            return function.backward(ctx, *gradients)
+        saved = ctx.saved_tensors
+        for part in parts:
+            found = part(ctx, saved, *gradients)
+            if found is not NotImplemented:
+                return found
+        return function.backward(_Unpacked(ctx, saved), *gradients)
 
     return backward
+
+
+class _Unpacked:
+    """ctx, whose tensors were unpacked."""
+
+    def __init__(self, ctx: Any, saved: tuple[Any, ...]) -> None:
+        self.ctx, self.saved_tensors = ctx, saved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
 
 
 def _backward_under(values: settings.Settings, backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -153,15 +153,17 @@ def _dz(e: Epilogue, eps: float, dy: Tensor, saved: Saved) -> Tensor:
     return epilogue.backward(e, dy, s if s is None else s.to(dy.dtype), saved.m)
 
 
-def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None) -> Any:
-    saved = Saved(*ctx.saved_tensors)
+def _backward(
+    ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None
+) -> Any:
+    saved = Saved(*saved)
     if dy is None or dmean is not None or dvar is not None or not _serves(saved, dy):
         return NotImplemented
     return *_gradients(ctx, dy, saved, training=True), None, None, None
 
 
-def _apply_backward(ctx: Any, dy: Tensor) -> Any:
-    saved = Saved(*ctx.saved_tensors)
+def _apply_backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> Any:
+    saved = Saved(*saved)
     if any(ctx.needs_input_grad[4:6]) or not _serves(saved, dy):
         return NotImplemented
     return *_gradients(ctx, dy, saved, training=False), None, None, None, None, None

@@ -55,8 +55,10 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothin
     return loss_of(_rows_in_chunks, x, t, w, ignore_index, smoothing, reduction)
 
 
-def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None) -> Any:
-    x, t, w, total, m, r, *rest = ctx.saved_tensors
+def _backward(
+    ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None
+) -> Any:
+    x, t, w, total, m, r, *rest = saved
     if rest and dloss is not None:
         dx = _small_backward(dloss, x, t, w, total, rest[0], ctx.ignore_index, ctx.reduction)
         return dx, None, None, None, None, None
@@ -133,8 +135,8 @@ def _probabilities(x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, red
     return reduce(L, reduction, positions(x)).to(dtype), m, r
 
 
-def _probabilities_backward(ctx: Any, dloss: Tensor | None, dm: Any, dr: Tensor | None) -> Any:
-    x, q, w, m, r = ctx.saved_tensors
+def _probabilities_backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dm: Any, dr: Tensor | None) -> Any:
+    x, q, w, m, r = saved
     need_x, need_q, need_w = ctx.needs_input_grad[:3]
     if dloss is None or dr is not None or not need_x or need_q or need_w or not on_cpu(x, q, w, dloss):
         return NotImplemented

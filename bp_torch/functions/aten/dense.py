@@ -43,10 +43,10 @@ def _forward_and_save(
     return y if s is None else (y, s)
 
 
-def _backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> Any:
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, ds: Tensor | None = None) -> Any:
     if dy is None or ds is not None:
         return NotImplemented
-    x, W, s, m = ctx.saved_tensors
+    x, W, s, m = saved
     *needs, need_r, _, _ = ctx.needs_input_grad
     if not any(needs):
         return None, None, None, dy if need_r else None, None, None

@@ -17,8 +17,8 @@ def _forward(ctx: Any, x: Tensor, mask: Tensor, p: float) -> Tensor:
     return drop(x, mask, p)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    (m,) = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
+    (m,) = saved
     return drop(dy, m, ctx.p), None, None
 
 
@@ -27,8 +27,8 @@ def _alpha_forward(x: Tensor, mask: Tensor, p: float) -> Tensor:
     return masked(x, mask, a, (~mask).to(x.dtype) * (a * alpha) + b)
 
 
-def _alpha_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    (m,) = ctx.saved_tensors
+def _alpha_backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
+    (m,) = saved
     return masked(dy, m, affine(ctx.p)[0]), None, None
 
 

@@ -76,8 +76,8 @@ def masked(x: Tensor, mask: Tensor, scale: float, add: Tensor | None = None) -> 
     return y if add is None else add + y
 
 
-def _activation_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    (s,) = ctx.saved_tensors
+def _activation_backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
+    (s,) = saved
     return backward(ctx.e, dy, s), None
 
 

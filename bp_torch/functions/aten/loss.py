@@ -102,8 +102,8 @@ def _forward(
     return row.forward(x, t, KINDS[reduction], parameter) if row is not None and exact else NotImplemented
 
 
-def _backward(ctx: Any, dloss: Tensor) -> Any:
-    x, t, w = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor) -> Any:
+    x, t, w = saved
     if w is not None or not on_cpu(x, t, dloss):
         return NotImplemented
     need_x, need_t, _ = ctx.needs_input_grad[:3]
@@ -134,8 +134,8 @@ def _bce(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: s
     return (L / x.numel() if reduction == "mean" else L).to(t.dtype)
 
 
-def _bce_backward(ctx: Any, dloss: Tensor) -> Any:
-    x, t, w, pi = ctx.saved_tensors
+def _bce_backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor) -> Any:
+    x, t, w, pi = saved
     need_x, need_t, *_ = ctx.needs_input_grad
     alone = need_x and not need_t and w is None and pi is None and ctx.reduction != "none"
     if not alone or not on_cpu(x, t, dloss) or not _in_chunks(x, t):

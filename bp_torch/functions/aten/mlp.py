@@ -16,8 +16,8 @@ def _forward(x: Tensor, e: Epilogue, recompute: bool, *layers: Tensor | None) ->
     return kept_of(layer_by_layer(dense.forward, x, e, layers), recompute)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, layers, s = saved_of(ctx.saved_tensors, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, *ds: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, layers, s = saved_of(saved, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)
     return gradients(ctx.e, ctx.first, ctx.needs_input_grad, dy, ds, x, layers, s, Epilogue.activate, epilogue.pull)
 
 

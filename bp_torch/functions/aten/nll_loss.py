@@ -25,8 +25,8 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reductio
     return tuple(nll_forward(x, t, w, KINDS[reduction], ignore_index))
 
 
-def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> Any:
-    t, w, total = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dtotal: Any) -> Any:
+    t, w, total = saved
     if dloss is None or not on_cpu(t, w, dloss):
         return NotImplemented
     if len(ctx.shape) <= 2 and ctx.dtype == total.dtype:

@@ -11,8 +11,8 @@ from ..function import ATEN
 from ..penalty import PenaltyFunction
 
 
-def _backward(ctx: Any, dR: Tensor) -> Any:
-    return None, None, *(None if w is None else _slope(w, ctx.l1, ctx.l2, dR) for w in ctx.saved_tensors)
+def _backward(ctx: Any, saved: tuple[Any, ...], dR: Tensor) -> Any:
+    return None, None, *(None if w is None else _slope(w, ctx.l1, ctx.l2, dR) for w in saved)
 
 
 def _slope(w: Tensor, l1: float, l2: float, dR: Tensor) -> Tensor:

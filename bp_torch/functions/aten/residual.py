@@ -19,10 +19,10 @@ def _forward(h: Tensor, r: Tensor, m: Tensor | None, e: Epilogue) -> Tensor | tu
     return (y, z) if e.keeps() == "z" else y
 
 
-def _backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, dz: Tensor | None = None) -> Any:
     if dy is None or dz is not None:
         return NotImplemented
-    s, m = ctx.saved_tensors
+    s, m = saved
     need_h, need_r, *_ = ctx.needs_input_grad
     dz = epilogue.pull(ctx.e, dy, s)
     return *in_dtypes((drop(dz, m, ctx.e.p) if need_h else None, dz if need_r else None), ctx.dtypes), None, None

@@ -13,8 +13,8 @@ from ..softmax import LogSoftmaxFunction, SoftmaxFunction
 
 
 def _by(kernel: Callable[..., Tensor]) -> Callable[..., Any]:
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
+    def backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor, None]:
+        (y,) = saved
         return kernel(dy, y, ctx.dim, y.dtype), None
 
     return backward

@@ -39,8 +39,10 @@ def _forward(
     return _drop(a, m, e.p), mean, var
 
 
-def _backward(ctx: Any, dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None) -> Any:
-    saved = Saved(*ctx.saved_tensors)
+def _backward(
+    ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, dmean: Tensor | None = None, dvar: Tensor | None = None
+) -> Any:
+    saved = Saved(*saved)
     triton = None if dy is None else _kernels(saved.x, saved.m, dy, dmean, dvar, *_beside(saved))
     if triton is None or dy is None:
         return NotImplemented
@@ -61,8 +63,8 @@ def _apply(
     return _drop(triton.batch_norm.apply(x, gamma, beta, r, mean, var, eps, e), m, e.p)
 
 
-def _apply_backward(ctx: Any, dy: Tensor) -> Any:
-    saved = Saved(*ctx.saved_tensors)
+def _apply_backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> Any:
+    saved = Saved(*saved)
     triton = _kernels(saved.x, saved.m, dy, *_beside(saved))
     if triton is None:
         return NotImplemented

@@ -22,8 +22,10 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, smoothin
     return triton.cross_entropy.forward(x, c, t, w, ignore_index, smoothing, reduction)
 
 
-def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None) -> Any:
-    x, t, w, total, m, r, *_ = ctx.saved_tensors
+def _backward(
+    ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dtotal: Any = None, dm: Any = None, dr: Tensor | None = None
+) -> Any:
+    x, t, w, total, m, r, *_ = saved
     if dloss is None or dr is not None or r is None or x.numel() == 0:
         return NotImplemented
     triton = kernels_for(x, t, w, dloss)
@@ -42,8 +44,8 @@ def _probabilities(x: Tensor, q: Tensor, w: Tensor | None, smoothing: float, red
     return triton.cross_entropy.probabilities_forward(x, class_dim(x.shape), q, w, smoothing, reduction, dtype)
 
 
-def _probabilities_backward(ctx: Any, dloss: Tensor | None, dm: Any, dr: Tensor | None) -> Any:
-    x, q, w, m, r = ctx.saved_tensors
+def _probabilities_backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dm: Any, dr: Tensor | None) -> Any:
+    x, q, w, m, r = saved
     need_x, need_q, need_w = ctx.needs_input_grad[:3]
     if dloss is None or dr is not None or need_w or x.numel() == 0:
         return NotImplemented

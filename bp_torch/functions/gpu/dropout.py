@@ -19,8 +19,8 @@ def drop(x: Tensor, m: Tensor, p: float) -> Any:
     return NotImplemented if triton is None else triton.elementwise.forward(x, None, None, m, Epilogue(p=p))[0]
 
 
-def _backward(ctx: Any, dy: Tensor) -> Any:
-    (m,) = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> Any:
+    (m,) = saved
     dx = drop(dy, m, ctx.p)
     return dx if dx is NotImplemented else (dx, None, None)
 

@@ -29,14 +29,14 @@ def pull(e: Epilogue, dy: Tensor, s: Tensor, m: Tensor | None = None) -> Any:
     return NotImplemented if triton is None else triton.elementwise.backward(dy, s, m, e)
 
 
-def _activation_backward(ctx: Any, dy: Tensor) -> Any:
-    (s,) = ctx.saved_tensors
+def _activation_backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> Any:
+    (s,) = saved
     dx = NotImplemented if s is None else pull(ctx.e, dy, s)
     return dx if dx is NotImplemented else (dx, None)
 
 
-def _second(ctx: Any, g: Tensor) -> Any:
-    dy, s, m = ctx.saved_tensors
+def _second(ctx: Any, saved: tuple[Any, ...], g: Tensor) -> Any:
+    dy, s, m = saved
     triton = kernels_for(g, dy, s) if may_draw(m) else None
     return NotImplemented if triton is None else (*triton.elementwise.second(g, dy, s, m, ctx.e), None, None)
 

@@ -26,8 +26,8 @@ def _forward(
     return triton.loss.forward(x, t, w, None, error, parameter, reduction, dtype)
 
 
-def _backward(ctx: Any, dloss: Tensor) -> Any:
-    x, t, w = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor) -> Any:
+    x, t, w = saved
     triton = _kernels(x, t, w, dloss) if w is None or w.shape == x.shape else None
     if triton is None:
         return NotImplemented
@@ -41,8 +41,8 @@ def _bce(x: Tensor, t: Tensor, w: Tensor | None, pi: Tensor | None, reduction: s
     return NotImplemented if triton is None else triton.loss.forward(x, t, w, pi, "bce", 0.0, reduction, t.dtype)
 
 
-def _bce_backward(ctx: Any, dloss: Tensor) -> Any:
-    x, t, w, pi = ctx.saved_tensors
+def _bce_backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor) -> Any:
+    x, t, w, pi = saved
     need_x, need_t, need_w, need_pi = ctx.needs_input_grad[:4]
     triton = None if need_w or need_pi else _kernels(x, t, w, pi, dloss)
     if triton is None:

@@ -26,8 +26,8 @@ def _forward(x: Tensor, e: Epilogue, recompute: bool, *layers: Tensor | None) ->
     return kept_of(layer_by_layer(dense.forward, x, e, layers), recompute)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> Any:
-    x, *given = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, *ds: Tensor | None) -> Any:
+    x, *given = saved
     triton = None if dy is None or not any(ctx.needs_input_grad) else kernels_for(dy, x, *given)
     if triton is None:
         return NotImplemented
@@ -36,7 +36,7 @@ def _backward(ctx: Any, dy: Tensor | None, *ds: Tensor | None) -> Any:
     if ctx.recompute and whole:
         s = triton.mlp.forward(x, layers[::2], layers[1::2], ctx.e, True)[1:]
     else:
-        s = saved_of(ctx.saved_tensors, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)[2]
+        s = saved_of(saved, len(ctx.needs_input_grad), ctx.e, ctx.recompute, dense.forward)[2]
     if any(d is not None for d in ds) or not triton.mlp.fits(x, layers[::2], True):
         return gradients(ctx.e, ctx.first, ctx.needs_input_grad, dy, ds, x, tuple(layers), s, activate, pull)
     dx, dWs, dbs = triton.mlp.backward(dy, x, layers[::2], s, ctx.e)

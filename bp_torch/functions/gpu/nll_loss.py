@@ -22,8 +22,8 @@ def _forward(x: Tensor, t: Tensor, w: Tensor | None, ignore_index: int, reductio
     return triton.nll_loss.forward(x, c, t, w, ignore_index, reduction)
 
 
-def _backward(ctx: Any, dloss: Tensor | None, dtotal: Any) -> Any:
-    t, w, total = ctx.saved_tensors
+def _backward(ctx: Any, saved: tuple[Any, ...], dloss: Tensor | None, dtotal: Any) -> Any:
+    t, w, total = saved
     if dloss is None or math.prod(ctx.shape) == 0:
         return NotImplemented
     triton = kernels_for(dloss, t, w)  # t is an integer: dloss tells the dtype of x

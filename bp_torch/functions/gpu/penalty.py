@@ -21,13 +21,13 @@ def _forward(l1: float, l2: float, *parameters: Tensor) -> Any:
     return triton.penalty.forward(list(parameters), l1, l2, dtype)
 
 
-def _backward(ctx: Any, dR: Tensor) -> Any:
-    triton = kernels_for(dR, *ctx.saved_tensors)
+def _backward(ctx: Any, saved: tuple[Any, ...], dR: Tensor) -> Any:
+    triton = kernels_for(dR, *saved)
     if triton is None:
         return NotImplemented
-    wanted = [w for w in ctx.saved_tensors if w is not None]
+    wanted = [w for w in saved if w is not None]
     found = iter(triton.penalty.backward(dR, wanted, ctx.l1, ctx.l2))
-    return None, None, *(None if w is None else next(found) for w in ctx.saved_tensors)
+    return None, None, *(None if w is None else next(found) for w in saved)
 
 
 PenaltyFunction.faster(TRITON, forward=_forward, backward=_backward)

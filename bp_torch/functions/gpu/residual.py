@@ -21,10 +21,10 @@ def _forward(h: Tensor, r: Tensor, m: Tensor | None, e: Epilogue) -> Any:
     return y if z is None else (y, z)
 
 
-def _backward(ctx: Any, dy: Tensor | None, dz: Tensor | None = None) -> Any:
+def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, dz: Tensor | None = None) -> Any:
     if dy is None or dz is not None or not all(ctx.needs_input_grad[:2]):
         return NotImplemented
-    s, m = ctx.saved_tensors
+    s, m = saved
     triton = kernels_for(dy, s) if may_draw(m) else None
     if triton is None:
         return NotImplemented

@@ -16,8 +16,8 @@ def _register(function: type[Function], log: bool) -> None:
         triton = kernels_for(x)
         return NotImplemented if triton is None else triton.softmax.forward(x, dim, log=log)
 
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        (y,) = ctx.saved_tensors
+    def backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor) -> Any:
+        (y,) = saved
         triton = kernels_for(dy, y)
         return NotImplemented if triton is None else (triton.softmax.backward(dy, y, ctx.dim, log=log), None)
 
