@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from case_runs import leaves, outputs, run, scalar
 from cases import CASES, Case
-from test_contracts import leaves, outputs, run, scalar
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 

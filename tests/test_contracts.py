@@ -1,4 +1,4 @@
-"""Every contract, for every case of the table."""
+"""Every contract, for every case of the table; those of transforms are in test_contracts_transforms.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import device
 import pytest
 import torch
+from case_runs import contract, every_case, inputs_of, leaves, outputs, run, scalar, upstream
 from cases import CASES, Case, on_device
 from exact import assert_as_good_as_torch, carried
 from seeds import other_inputs, seeded
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
 
 import bp_torch
@@ -30,7 +30,6 @@ from bp_torch.functions.function import Function
 
 ONE_BACKEND = "its own fixture `backend` runs every case on both"
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_backend = pytest.mark.parametrize(
     "backend", ["torch", "triton", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True
 )  # fmt: skip
@@ -54,7 +53,6 @@ WITH_KERNELS = {
     "SoftmaxFunction",
 }
 """The Functions that have Triton kernels: the others run the same formulas whatever the backend."""
-contract = pytest.mark.contract
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 """dtypes and the relative error of one rounding."""
 
@@ -83,35 +81,6 @@ def backend(request: pytest.FixtureRequest, case: Case) -> Iterator[Setting]:
     # Left to itself a dense layer may take torch's product, which shows nothing about the kernel's.
     with bp_torch.backend("triton"), kernels.dense.using("triton"):
         yield Setting(name, torch.float32)
-
-
-def leaves(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    return tuple(t.to(dtype).requires_grad_() for t in case.inputs())
-
-
-def inputs_of(case: Case, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(t.to(dtype) for t in case.inputs())
-
-
-def outputs(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
-def upstream(result: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    generator = seeded(11)
-    return tuple(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in result)
-
-
-def run(f: Callable[..., Any], inputs: tuple[Tensor, ...], dys: tuple[Tensor, ...] | None = None) -> tuple[Any, Any]:
-    """Outputs, and the gradient of each input that needs one."""
-    ys = outputs(f(*inputs))
-    wanted = [t for t in inputs if t.requires_grad]
-    return ys, torch.autograd.grad(ys, wanted, upstream(ys) if dys is None else dys, allow_unused=True)
-
-
-def scalar(f: Callable[..., Any]) -> Callable[..., Tensor]:
-    """A curved scalar of f's outputs, so that second derivatives are not trivially zero."""
-    return lambda *inputs: sum(torch.sin(y * 0.7).sum() for y in outputs(f(*inputs)))
 
 
 def closeness(case: Case, backend: Setting) -> dict[str, float]:
@@ -162,98 +131,6 @@ def test_gradient_penalty_equals_torch(case: Case, backend: Setting) -> None:
     generator = seeded(13)
     ours, theirs = (functools.partial(penalty, f) for f in (case.ours, case.theirs))
     assert_as_good_as_torch(ours, theirs, lambda: moved(case, backend.dtype, generator))
-
-
-@contract("forward mode")
-@every_case
-def test_forward_mode_and_batched(case: Case) -> None:
-    assert gradcheck(
-        case.ours, leaves(case), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-    )
-
-
-@contract("forward mode")
-@every_case
-def test_forward_over_reverse(case: Case) -> None:
-    inputs = leaves(case)
-    assert gradgradcheck(
-        case.ours, inputs, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
-    )
-
-
-@contract("torch.func")
-@every_case
-def test_nested_transforms(case: Case) -> None:
-    inputs = case.inputs()
-    f = scalar(case.ours)
-    expected = hessian(scalar(case.theirs))(*inputs)
-    for outer, inner in itertools.product((jacrev, jacfwd), repeat=2):
-        torch.testing.assert_close(outer(inner(f))(*inputs), expected)
-
-
-@contract("torch.func")
-@every_case
-def test_per_sample_gradients(case: Case) -> None:
-    if case.batch_dim is None:
-        pytest.skip("the case is not independent along a dimension")
-    x, *rest = case.inputs()
-    dim = case.batch_dim
-
-    def loss(sample: Tensor, *others: Tensor) -> Tensor:
-        return scalar(case.ours)(sample.unsqueeze(dim), *others)
-
-    wanted = tuple(range(1 + len(rest)))
-    ours = vmap(grad(loss, wanted), in_dims=(dim, *(None for _ in rest)))(x, *rest)
-    one_by_one = [grad(loss, wanted)(sample, *rest) for sample in x.unbind(dim)]
-    for got, expected in zip(ours, zip(*one_by_one, strict=True), strict=True):
-        torch.testing.assert_close(got, torch.stack(expected))
-
-
-@contract("compile")
-@every_case
-def test_compile_aot_eager(case: Case) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, leaves(case)), run(case.ours, leaves(case)))
-
-
-FUNCTIONS = sorted({case.function for case in CASES})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "function", [pytest.param(f, marks=contract("compile", function=f)) for f in FUNCTIONS]
-)  # fmt: skip
-def test_compile_inductor(function: str) -> None:
-    """All cases of a Function in one graph."""
-    cases = [case for case in CASES if case.function == function]
-    counts = [len(case.inputs()) for case in cases]
-
-    def together(*flat: Tensor) -> tuple[Tensor, ...]:
-        results: list[Tensor] = []
-        start = 0
-        for case, count in zip(cases, counts, strict=True):
-            results += outputs(case.ours(*flat[start : start + count]))
-            start += count
-        return tuple(results)
-
-    def inputs() -> tuple[Tensor, ...]:
-        return tuple(t for case in cases for t in leaves(case))
-
-    torch._dynamo.reset()
-    compiled = torch.compile(together, fullgraph=True, backend="inductor")
-    torch.testing.assert_close(run(compiled, inputs()), run(together, inputs()))
-
-
-@contract("export, fx")
-@every_case
-def test_export(case: Case) -> None:
-    class Model(torch.nn.Module):
-        def forward(self, *inputs: Tensor) -> Any:
-            return case.ours(*inputs)
-
-    exported = torch.export.export(Model(), case.inputs())
-    torch.testing.assert_close(exported.module()(*case.inputs()), case.ours(*case.inputs()))
 
 
 @contract("checkpoint")

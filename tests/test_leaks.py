@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from case_runs import every_case, leaves, outputs
 from cases import CASES, Case
 from defects import KeepsOutput, ReLU
-from test_contracts import every_case, leaves, outputs
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 

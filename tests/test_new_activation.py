@@ -162,7 +162,8 @@ def test_a_row_and_its_triton_functions_are_all(tmp_path: Path) -> None:
     with_squareplus(tmp_path)
     # All files that read the table are collected.
     files = [path for path in sorted(Path("tests").glob("test_*.py")) if "ACTIVATIONS" in path.read_text("utf-8")]
-    files = [*(str(path) for path in files if path.name != Path(__file__).name), "tests/test_contracts.py"]
+    files = [str(path) for path in files if path.name != Path(__file__).name]
+    files += ["tests/test_contracts.py", "tests/test_contracts_transforms.py"]
     options = ["-rA", "-q", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider"]
     options += ["-k", "squareplus and not fullgraph"]  # Dynamo is at work in the contracts
     run = subprocess.run(
@@ -181,7 +182,7 @@ def test_a_row_and_its_triton_functions_are_all(tmp_path: Path) -> None:
             for backend in ("torch", "triton")
             for b in ("", "-b=0.5")
         ),
-        "test_contracts.py::test_compile_aot_eager[activation-squareplus]",
+        "test_contracts_transforms.py::test_compile_aot_eager[activation-squareplus]",
         "test_squareplus.py::test_squareplus_is_checked",
         "test_squareplus.py::test_squareplus_is_fused_by_conversion[triton]",
     } <= passed

@@ -1,0 +1,108 @@
+"""The contracts of what transforms a call, for every case: forward mode, torch.func, torch.compile, export."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from case_runs import contract, every_case, leaves, outputs, run, scalar
+from cases import CASES, Case
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+
+ONE_BACKEND = "in float64 and under transforms the torch formulas run"
+
+
+@contract("forward mode")
+@every_case
+def test_forward_mode_and_batched(case: Case) -> None:
+    assert gradcheck(
+        case.ours, leaves(case), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+
+
+@contract("forward mode")
+@every_case
+def test_forward_over_reverse(case: Case) -> None:
+    inputs = leaves(case)
+    assert gradgradcheck(
+        case.ours, inputs, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
+    )
+
+
+@contract("torch.func")
+@every_case
+def test_nested_transforms(case: Case) -> None:
+    inputs = case.inputs()
+    f = scalar(case.ours)
+    expected = hessian(scalar(case.theirs))(*inputs)
+    for outer, inner in itertools.product((jacrev, jacfwd), repeat=2):
+        torch.testing.assert_close(outer(inner(f))(*inputs), expected)
+
+
+@contract("torch.func")
+@every_case
+def test_per_sample_gradients(case: Case) -> None:
+    if case.batch_dim is None:
+        pytest.skip("the case is not independent along a dimension")
+    x, *rest = case.inputs()
+    dim = case.batch_dim
+
+    def loss(sample: Tensor, *others: Tensor) -> Tensor:
+        return scalar(case.ours)(sample.unsqueeze(dim), *others)
+
+    wanted = tuple(range(1 + len(rest)))
+    ours = vmap(grad(loss, wanted), in_dims=(dim, *(None for _ in rest)))(x, *rest)
+    one_by_one = [grad(loss, wanted)(sample, *rest) for sample in x.unbind(dim)]
+    for got, expected in zip(ours, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+@contract("compile")
+@every_case
+def test_compile_aot_eager(case: Case) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(case.ours, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, leaves(case)), run(case.ours, leaves(case)))
+
+
+FUNCTIONS = sorted({case.function for case in CASES})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "function", [pytest.param(f, marks=contract("compile", function=f)) for f in FUNCTIONS]
+)  # fmt: skip
+def test_compile_inductor(function: str) -> None:
+    """All cases of a Function in one graph."""
+    cases = [case for case in CASES if case.function == function]
+    counts = [len(case.inputs()) for case in cases]
+
+    def together(*flat: Tensor) -> tuple[Tensor, ...]:
+        results: list[Tensor] = []
+        start = 0
+        for case, count in zip(cases, counts, strict=True):
+            results += outputs(case.ours(*flat[start : start + count]))
+            start += count
+        return tuple(results)
+
+    def inputs() -> tuple[Tensor, ...]:
+        return tuple(t for case in cases for t in leaves(case))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(together, fullgraph=True, backend="inductor")
+    torch.testing.assert_close(run(compiled, inputs()), run(together, inputs()))
+
+
+@contract("export, fx")
+@every_case
+def test_export(case: Case) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, *inputs: Tensor) -> Any:
+            return case.ours(*inputs)
+
+    exported = torch.export.export(Model(), case.inputs())
+    torch.testing.assert_close(exported.module()(*case.inputs()), case.ours(*case.inputs()))
