@@ -142,7 +142,7 @@ def may_draw(mask: Tensor | None) -> bool:
     return mask is None or isinstance(mask_from(mask), Seed)
 
 
-class _Masked(Function):
+class _Masked:
     """Keeps the mask and p."""
 
     @staticmethod
@@ -155,7 +155,7 @@ class _Masked(Function):
         ctx.save_for_forward(inputs[1])
 
 
-class DropoutFunction(_Masked):
+class DropoutFunction(_Masked, Function):
     """y = m ⊙ x / (1 - p).
 
     Backward: dx = m ⊙ dy / (1 - p). Shapes: m broadcasts to x; y has x's shape.
@@ -184,7 +184,7 @@ def affine(p: float) -> tuple[float, float, float]:
     return a, -a * p * alpha, alpha
 
 
-class AlphaDropoutFunction(_Masked):
+class AlphaDropoutFunction(_Masked, Function):
     """y = a (m ⊙ x + α′ (1 - m)) + b.
 
     Backward: dx = a m ⊙ dy. Shapes: m broadcasts to x; y has x's shape.
