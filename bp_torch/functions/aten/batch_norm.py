@@ -132,7 +132,7 @@ def _forward(
     if not is_fused(x):
         return NotImplemented
     z, mean, var = _with_statistics(x, gamma, beta, r, eps)
-    return epilogue.forward(e, z, m)[0].to(result_dtype(x, r)), mean, var
+    return _followed(e, z, m, result_dtype(x, r)), mean, var
 
 
 def _apply(
@@ -141,7 +141,13 @@ def _apply(
 ) -> Any:  # fmt: skip
     if not is_fused(x):
         return NotImplemented
-    return epilogue.forward(e, normalize(x, gamma, beta, r, mean, var, eps), m)[0].to(result_dtype(x, r))
+    return _followed(e, normalize(x, gamma, beta, r, mean, var, eps), m, result_dtype(x, r))
+
+
+def _followed(e: Epilogue, z: Tensor, m: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """y, in this dtype, from a z that is ours."""
+    y = epilogue.forward(e, z, m)[0] if e.told_by or e.p > 0 else z
+    return y if y.dtype is dtype else y.to(dtype)
 
 
 def _dz(e: Epilogue, eps: float, dy: Tensor, saved: Saved) -> Tensor:

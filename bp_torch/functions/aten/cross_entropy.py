@@ -95,7 +95,7 @@ def _small_backward(
     if narrow:
         dloss, w = dloss.float(), w if w is None else w.float()
     d = nll_backward(dloss, log_p, t, w, KINDS[reduction], ignore_index, total)
-    dx = log_softmax_backward(d, log_p, class_dim(x.shape), log_p.dtype)
+    dx = log_softmax_backward(d, log_p, x.dim() - 1, log_p.dtype)
     return dx.to(x.dtype) if narrow else dx
 
 
