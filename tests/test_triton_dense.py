@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import torch_activation
 from device import DEVICE
-from exact import assert_as_good_as_torch
+from exact import assert_as_good_as_torch, carried
 from torch import Tensor
 
 import bp_torch
@@ -47,7 +47,11 @@ def test_shapes_around_the_tiles(dtype: torch.dtype, shape: tuple[int, int, int]
     def draw() -> tuple[Tensor, Tensor, Tensor | None]:
         return make(M, K, dtype=dtype), make(N, K, dtype=dtype), make(N, dtype=dtype) if bias else None
 
-    assert_as_good_as_torch(product, torch.nn.functional.linear, draw)
+    def slack(*inputs: Tensor | None) -> list[Tensor]:
+        """Another order of the sum has other partial sums, which may be large where torch's are small."""
+        return [torch.finfo(torch.float32).eps * of_sum for of_sum in carried(torch.nn.functional.linear, inputs)]
+
+    assert_as_good_as_torch(product, torch.nn.functional.linear, draw, slack=slack)
 
 
 def test_tiles_are_visited_once_whatever_their_number() -> None:
