@@ -95,7 +95,7 @@ def checked(case: Case, name: str, device: str, modes: Sequence[str]) -> tuple[d
             note, fault = fault, candidate.fault(BASELINES_EXACTNESS)
         for mode in () if fault else modes:  # what has yet to be compiled for it
             candidate.runs[mode]()
-    except Exception as error:
+    except Exception as error:  # whatever it is, the other rows go on, and the status and the report tell
         status = "refused" if name in BASELINES else "failed"
         return {"status": status, "message": reason(error)}, None
     if fault:

@@ -140,6 +140,7 @@ def losses() -> None:
 
 
 def main() -> None:
+    # Every launch is timed here, by a function that keeps nothing.
     tuning.ENABLED, tuning.best = True, best  # type: ignore[assignment]
     softmax.LARGEST_TILE = 16384
     for family, blocks in FURTHER.items():

@@ -46,7 +46,7 @@ TRITON, BATCH_INVARIANT, ATEN = KINDS = ("triton", "batch-invariant", "aten")
 """The kinds of faster ways, in the order in which they are asked."""
 PLAINLY, BACKWARD_PLAINLY, BY_FORMULA, FORWARD_MODE = "plainly", "backward plainly", "by formula", "forward mode"
 """How a call runs: by faster ways; in backward alone, since tangents may be about; by the formula; with tangents."""
-CONSTANTS: set[type] = {type(None), int, float, bool, str, tuple, torch.dtype}
+CONSTANTS: set[type] = {type(None), int, float, bool, str, torch.dtype}
 """Types of arguments that hold no tensor."""
 
 
@@ -168,10 +168,9 @@ def _call_plainly(function: type[Function], args: tuple[Any, ...]) -> Any:
             plain = False
     if dead:  # escaped from a transform that has ended: no gradient would flow through it
         args = tuple(unwrap_if_dead(arg) if type(arg) in PLAIN else arg for arg in args)
-    if plain and not settings.were_set and forward_level() < 0:
-        key: Any = first.is_cpu  # type: ignore[union-attr]  # each Function has a tensor among its arguments
-    else:
-        key = _mode_of(function, args, plain), first is None or first.is_cpu, settings.current()[:2]
+    key: Any = first is not None and first.is_cpu
+    if not plain or settings.were_set or forward_level() >= 0:
+        key = _mode_of(function, args, plain), key, settings.current()[:2]
     entry = function.entries.get(key)
     if entry is None:
         mode, cpu, values = (PLAINLY, key, settings.default[:2]) if isinstance(key, bool) else key
@@ -274,7 +273,8 @@ def _made(function: type[Function], mode: str, cpu: bool, values: tuple[str, boo
 def _derived(base: type[Function], **members: Any) -> type[Function]:
     """A subclass of the same name, with other static methods."""
     static = {name: m if isinstance(m, classmethod) else staticmethod(m) for name, m in members.items()}
-    made: type[Function] = type(base)(base.__name__, (base,), {**static, "__module__": base.__module__})  # type: ignore[misc]
+    metaclass: Any = type(base)
+    made: type[Function] = metaclass(base.__name__, (base,), {**static, "__module__": base.__module__})
     return made
 
 

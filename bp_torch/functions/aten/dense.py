@@ -47,11 +47,11 @@ def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, ds: Tensor | 
     if dy is None or ds is not None:
         return NotImplemented
     x, W, s, m = saved
-    *needs, need_r, _, _ = ctx.needs_input_grad
-    if not any(needs):
+    need_x, need_W, need_b, need_r, *_ = ctx.needs_input_grad
+    if not (need_x or need_W or need_b):
         return None, None, None, dy if need_r else None, None, None
     dz = epilogue.backward(ctx.e, dy if dy.dtype is ctx.dtype else dy.to(ctx.dtype), s, m)
-    return *gradients(dz, x, W, needs), dy if need_r else None, None, None
+    return *gradients(dz, x, W, need_b), dy if need_r else None, None, None
 
 
 LinearFunction.faster(ATEN, forward_and_save=_linear, always=True)

@@ -45,7 +45,7 @@ def _backward(ctx: Any, saved: tuple[Any, ...], dy: Tensor | None, ds: Tensor | 
         dz, db = triton.elementwise.backward_bias(rows(dy), s if s is None else rows(s), m, ctx.e, ctx.dtype)
     else:
         dz, db = triton.elementwise.backward(dy, s, m, ctx.e, ctx.dtype), None
-    dx, dW, _ = gradients(dz, x, W, (need_x, need_W, False))
+    dx, dW, _ = gradients(dz, x, W, need_b=False)
     dx = dx if dx is None else dx.reshape(*dy.shape[:-1], dx.shape[-1])
     return dx, dW, db, dy if need_r else None, None, None
 
