@@ -379,6 +379,42 @@ class OtherSign(Sine):
         return -Sine.jvp_rule(ctx, tx)
 
 
+class Blend(bp_torch.functions.function.Function):
+    """y = sin(x) + cos(w), in both modes."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return x.sin() + w.cos()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def save_for_jvp(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> Any:
+        x, w = ctx.saved_tensors
+        return (None, None) if dy is None else (dy * x.cos(), -dy * w.sin())
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tw: Tensor | None) -> Tensor:
+        x, w = ctx.saved_tensors
+        moves = [t * factor for t, factor in ((tx, x.cos()), (tw, -w.sin())) if t is not None]
+        return sum(moves[1:], moves[0])
+
+
+class FirstTangent(Blend):
+    """Where both inputs have a tangent, the rule of forward mode takes one."""
+
+    @staticmethod
+    def jvp_rule(ctx: Any, tx: Tensor | None, tw: Tensor | None) -> Tensor:
+        return Blend.jvp_rule(ctx, tx, None if tx is not None else tw)
+
+
 class AnyOrder(RowScale):
     """The sum over rows turns round with each call, as the order of atomic additions does."""
 

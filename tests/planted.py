@@ -52,8 +52,10 @@ from defects_in_data import (
 )
 from defects_in_use import (
     AnyOrder,
+    Blend,
     Centre,
     CopyScales,
+    FirstTangent,
     ForgetsState,
     Gate,
     GateFrozen,
@@ -247,6 +249,10 @@ PLANTED: dict[str, Planted] = {
     ),
     "sign of forward mode": Planted(
         OtherSign, Sine, (t(4, 5),), "forward-mode", "the derivative along a tangent of x is", shape=(1, 5),
+    ),
+    "tangents that are not added": Planted(
+        FirstTangent, Blend, (t(4, 5), t(4, 5, seed=1)), "forward-mode",
+        "the derivative along tangents of x, w at once is",
     ),
     "sum in any order": Planted(
         AnyOrder, RowScale, (t(40, 5), t(5, seed=1)), "determinism",

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from case_runs import contract, every_case, leaves, outputs, run, scalar
+from case_runs import contract, every_case, leaves, outputs, run, scalar, upstream
 from cases import CASES, Case
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 ONE_BACKEND = "in float64 and under transforms the torch formulas run"
 
@@ -31,6 +31,25 @@ def test_forward_over_reverse(case: Case) -> None:
     assert gradgradcheck(
         case.ours, inputs, check_fwd_over_rev=True, check_rev_over_rev=False, check_undefined_grad=False
     )
+
+
+@contract("forward mode")
+@every_case
+def test_all_tangents_at_once_are_those_one_by_one(case: Case) -> None:
+    """gradcheck's come one by one, so that how a rule adds them up does not show there."""
+    inputs = case.inputs()
+    tangents = upstream(inputs)
+
+    def along(*chosen: int) -> tuple[Tensor, ...]:
+        def f(*moved: Tensor) -> tuple[Tensor, ...]:
+            at = dict(zip(chosen, moved, strict=True))
+            return outputs(case.ours(*(at.get(i, t) for i, t in enumerate(inputs))))
+
+        return jvp(f, tuple(inputs[i] for i in chosen), tuple(tangents[i] for i in chosen))[1]
+
+    one_by_one = [along(i) for i in range(len(inputs))]
+    for at_once, terms in zip(along(*range(len(inputs))), zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(at_once, sum(terms))
 
 
 @contract("torch.func")

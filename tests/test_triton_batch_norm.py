@@ -235,6 +235,15 @@ def test_a_mean_of_1e5_costs_no_accuracy(layout: str) -> None:
     check(lambda: inputs_like(made(layout, mean=1e5)), "tanh")
 
 
+@layouts
+def test_what_is_rounded_on_the_way_to_the_mean_averages_out(layout: str) -> None:
+    """x - K is rounded the same way at every x between two powers of 2, unless K is a multiple of their last place."""
+    means = lambda x: x.mean([0, *range(2, x.dim())])  # noqa: E731
+    slack = lambda x: of_sums(lambda x: [means(x)], [x])  # noqa: E731
+    for _ in range(4):
+        assert_as_good_as_torch(lambda x: KERNELS.statistics(x)[0], means, lambda: [made(layout)], slack=slack)
+
+
 @split_layouts
 def test_an_outlier_in_the_first_tile_costs_no_digits(layout: str) -> None:
     """The first tile's mean, from which the others' values count, is far from theirs."""

@@ -109,6 +109,15 @@ def _sum(t, PLANES: tl.constexpr):
 
 
 @triton.jit
+def _largest(t, PLANES: tl.constexpr):
+    """Of a tile, for each channel of its group."""
+    if PLANES:
+        return tl.max(tl.max(t, axis=1), axis=0, keep_dims=True)
+    else:
+        return tl.max(t, axis=0)
+
+
+@triton.jit
 def _load(P, i, mask):
     return tl.load(P + i, mask=mask, other=0.0).to(tl.float32)
 
@@ -143,6 +152,10 @@ def _moments(
     )  # fmt: skip
     x = _load(X, i, inside)
     K = tl.div_rn(_sum(x, PLANES), count)
+    # In steps of the x, lest every x - K is rounded the same way: what that takes from the mean does not average out.
+    coarse = 4 * _largest(tl.abs(x), PLANES)
+    coarse = tl.where(coarse < float("inf"), coarse, 0.0)
+    K = (K + coarse) - coarse
     K = tl.where(tl.abs(K) < float("inf"), K, 0.0)  # so that the mean is the infinity that Σ x is
     d = tl.where(inside, x - K[None, :], 0.0)
     s1 = d
