@@ -124,6 +124,24 @@ def test_kinks_are_torchs(key: str) -> None:
         torch.testing.assert_close(formula, ours)
 
 
+@pytest.mark.one_backend("torch", "what the table says of itself")
+@every_key
+def test_kinks_are_where_the_derivatives_jump(key: str) -> None:
+    """f′ or f″ at each, f′ nowhere else: gradcheck and the cases keep away from the points that a row names."""
+    row = ACTIVATIONS[key]
+    f, h, p = row.operator or row.f, 1e-6, values(key)
+    for kink in row.kinks(*p):
+        near = derivative(lambda t: f(t, *p), kink + h * torch.tensor([-2.0, -1, 1, 2], dtype=torch.float64))
+        left, right = ((near[1::2] - near[::2]) / h).tolist()  # f″
+        largest = max(abs(left), abs(right))
+        assert (near[2] - near[1]).abs() > 1e-3 or (largest > 1e-9 and abs(right - left) > largest / 2), kink
+    for p in (values(key), *row.examples):
+        x = torch.linspace(-8, 8, 1601, dtype=torch.float64) + 0.0037
+        slopes = derivative(lambda t, p=p: f(t, *p), x)
+        jumps = x[:-1][slopes.diff().abs() > 0.1 * max([1.0, *map(abs, p)]) * slopes[1:].abs().clamp(min=1)].tolist()
+        assert all(any(start <= kink <= start + 0.01 for kink in row.kinks(*p)) for start in jumps), (p, jumps)
+
+
 @every_key
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_tails_do_not_overflow(key: str, dtype: torch.dtype) -> None:

@@ -246,6 +246,13 @@ def test_vmap_randomness_modes(name: str) -> None:
             run(form, "error")
 
 
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_vmap_drops_the_right_share(p: float, randomness: str) -> None:
+    y = vmap(lambda t: bpF.dropout(t, p), randomness=randomness)(torch.ones(4, 4096))
+    assert all(abs((row == 0).double().mean().item() - p) < 0.03 for row in y)  # six standard deviations
+
+
 def test_vmap_uses_the_generator() -> None:
     def run(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -54,6 +54,19 @@ def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[dict[int
     return with_times
 
 
+@pytest.mark.parametrize("family", TABLE)
+def test_blocks_are_ones_that_compile(family: str) -> None:
+    """Triton's ranges are powers of 2, a product takes 16 of each at least, and a program has 32 warps at most."""
+    sizes = [c.below for c in TABLE[family]]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == float("inf")
+    for block in (block for c in TABLE[family] for block in c.blocks):
+        numbers = (block.columns, block.rows, block.depth, block.warps)
+        assert all(n >= 1 and n & (n - 1) == 0 for n in numbers), block
+        assert block.warps <= 32, block
+        assert block.depth == 1 or min(block.columns, block.rows, block.depth) >= 16, block
+
+
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = (Block(64), Block(128), Block(256, warps=8))

@@ -210,6 +210,18 @@ def test_a_class_out_of_range_is_refused_on_the_cpu(name: str, bad: int) -> None
         getattr(bpF, name)(torch.randn(2, 4), torch.tensor([0, bad]))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_the_kernels_read_no_class_out_of_range(bad: int, weighted: bool) -> None:
+    """As on a GPU, where nothing refuses it before they run."""
+    x, t = torch.randn(2, 4, device=DEVICE), torch.tensor([0, bad], device=DEVICE)
+    w = torch.rand(4, device=DEVICE) if weighted else None
+    loss, total, m, r = kernels.cross_entropy.forward(x, 1, t, w, -100, 0.0, "none")
+    assert loss.isnan().tolist() == [False, True]
+    dx = kernels.cross_entropy.backward(torch.ones_like(loss), x, 1, t, w, total, m, r, -100, 0.0, "none")
+    assert dx.isnan().all(1).tolist() == [False, True]
+
+
 @pytest.mark.gpu
 def test_a_class_out_of_range_gives_nan_on_a_gpu() -> None:
     """It cannot be refused without waiting for the device; it reads nothing outside, and does not pass unseen."""
