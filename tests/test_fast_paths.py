@@ -16,6 +16,7 @@ from torch import Tensor
 import bp_torch
 import bp_torch.functional as bpF
 from bp_torch.functions.aten import batch_norm as batch_norm_cpu
+from bp_torch.functions.aten import loss as loss_cpu
 from bp_torch.functions.batch_norm import BatchNormFunction
 from bp_torch.functions.epilogue import Epilogue
 from bp_torch.functions.function import call
@@ -161,3 +162,22 @@ def test_relu_in_place_leaves_what_was_given(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(fast, formula)
     assert all(torch.equal(t, k) for t, k in zip((x, W, b), kept, strict=True))
     torch.testing.assert_close(fast[0], F.relu(F.linear(x, W, b)))
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_large_losses_of_two_dtypes(
+    name: str, reduction: str, dtypes: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_cpu, "CHUNK", 8)
+    x, t = (torch.randn(5, 7).to(dtype).requires_grad_() for dtype in dtypes)
+    found = getattr(bpF, name)(x, t, reduction=reduction)
+    wide = [given.detach().double().requires_grad_() for given in (x, t)]
+    right = getattr(F, name)(*wide, reduction=reduction)  # whose backward refuses two dtypes in huber_loss
+    assert found.dtype == getattr(F, name)(x, t).dtype
+    torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=0)
+    pulled = torch.autograd.grad(found, (x, t))
+    assert [g.dtype for g in pulled] == list(dtypes)
+    for got, expected in zip(pulled, torch.autograd.grad(right, wide), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-7)

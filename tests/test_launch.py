@@ -67,6 +67,12 @@ def test_blocks_are_ones_that_compile(family: str) -> None:
         assert block.depth == 1 or min(block.columns, block.rows, block.depth) >= 16, block
 
 
+def test_offsets_of_64_bits_are_for_tensors_that_need_them() -> None:
+    small, large = torch.empty(2**31 - 1, device="meta"), torch.empty(2**31, device="meta")
+    assert not launch.is_wide(small, None, small)
+    assert launch.is_wide(small, None, large)
+
+
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = (Block(64), Block(128), Block(256, warps=8))

@@ -54,6 +54,17 @@ def test_gradient_is_lambda_sign_and_two_lambda_w(form, l1: float, l2: float) ->
     torch.testing.assert_close(w.grad, l1 * torch.tensor([-1.0, 0.0, 1.0]) + 2 * l2 * w.detach())
 
 
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+def test_infinite_weights(l2: float) -> None:
+    """Without an L2 part nothing is multiplied by them; with one, the slope grows as they do."""
+    w = torch.tensor([float("inf"), -float("inf"), 2.0], requires_grad=True)
+    R = bpF.l1_penalty([w], 0.3) if l2 == 0 else bpF.l2_penalty([w], l2)
+    R.backward()
+    assert R.isinf()
+    expected = torch.tensor([0.3, -0.3, 0.3]) if l2 == 0 else 2 * l2 * w.detach()
+    torch.testing.assert_close(w.grad, expected)
+
+
 def test_elastic_net_is_scikit_learns_but_for_its_half() -> None:
     """At scikit-learn's solution, gradient of (1/2n)‖y - Xw‖² + penalty vanishes where w ≠ 0."""
     X, noise = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, dtype=torch.float64)

@@ -26,6 +26,24 @@ def network(widths: tuple[int, ...], dtype: torch.dtype, bias: bool = True) -> t
     return Ws, bs
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backward", [False, True])
+def test_which_networks_fit(dtype: torch.dtype, backward: bool) -> None:
+    """Inputs, hidden layers and outputs up to the same width, none of them empty, the hidden ones alike."""
+    mlp = kernels.mlp
+    w = mlp.WIDEST_FLOAT32 if dtype == torch.float32 else mlp.WIDEST_BACKWARD if backward else mlp.WIDEST
+
+    def fits(*widths: int, rows: int = 3) -> bool:
+        x, (Ws, _) = torch.zeros(rows, widths[0], device=DEVICE, dtype=dtype), network(widths, dtype)
+        return mlp.fits(x, Ws, backward)
+
+    assert fits(w, w, w)
+    assert fits(1, w, w, 1)
+    assert not any(fits(*widths) for widths in [(w + 1, w, w), (w, w + 1, w), (w, w, w + 1)])
+    assert not any(fits(*widths) for widths in [(0, w, w), (w, 0, w), (w, w, 0), (w, w), (w, w, w - 1, w)])
+    assert not fits(w, w, w, rows=0)
+
+
 def by_layers(x: Tensor, Ws: list[Tensor], bs: list[Tensor], key: str) -> Tensor:
     for index, W in enumerate(Ws):
         x = torch.nn.functional.linear(x, W, bs[index] if bs else None)
