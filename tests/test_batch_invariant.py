@@ -174,6 +174,13 @@ def test_softmax(backend: str, dtype: torch.dtype, name: str, shape: tuple[int, 
     assert_rows_stand_alone(lambda x: f(x, dim), 3 * make(*shape, dtype=dtype))
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_along_any_dimension(backend: str, name: str) -> None:
+    x = torch.randn(4, 3, 5, device=DEVICE)
+    for dim in (0, 1, 2, -1, -2, -3):
+        torch.testing.assert_close(getattr(bpF, name)(x, dim), getattr(torch, name)(x, dim))
+
+
 @every_dtype
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize(("classes", "positions"), [(7, ()), (301, ()), (7, (5,)), (3, (2, 3))])

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from case_runs import contract, every_case, leaves, outputs, run, scalar, upstream
+from case_runs import contract, every_case, inputs_of, leaves, outputs, run, scalar, upstream
 from cases import CASES, Case
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 ONE_BACKEND = "in float64 and under transforms the torch formulas run"
 
@@ -50,6 +50,43 @@ def test_all_tangents_at_once_are_those_one_by_one(case: Case) -> None:
     one_by_one = [along(i) for i in range(len(inputs))]
     for at_once, terms in zip(along(*range(len(inputs))), zip(*one_by_one, strict=True), strict=True):
         torch.testing.assert_close(at_once, sum(terms))
+
+
+@contract("forward mode")
+@every_case
+def test_the_tangent_of_an_upstream_gradient(case: Case) -> None:
+    """Where no input has one, forward knows nothing of it: the gradient's is that of a backward by itself."""
+    inputs = leaves(case)
+    with forward_ad.dual_level():
+        ys = outputs(case.ours(*inputs))
+        dys = upstream(ys)
+        tangents = tuple(torch.cos(dy) for dy in dys)
+        moved = tuple(forward_ad.make_dual(dy, t) for dy, t in zip(dys, tangents, strict=True))
+        pulled = torch.autograd.grad(ys, inputs, moved, retain_graph=True)
+        found = [forward_ad.unpack_dual(g).tangent for g in pulled]
+    torch.testing.assert_close(found, list(torch.autograd.grad(ys, inputs, tangents)))
+
+
+@contract("torch.func")
+@every_case
+def test_the_gradient_by_one_input_alone(case: Case) -> None:
+    inputs, f = case.inputs(), scalar(case.ours)
+    whole = grad(f, tuple(range(len(inputs))))(*inputs)
+    for i, expected in enumerate(whole):
+        torch.testing.assert_close(grad(f, i)(*inputs), expected)
+
+
+@contract("torch.func")
+@every_case
+def test_dtypes_of_autocast_inside_a_transform(case: Case) -> None:
+    """What a formula is made of has dtypes of its own in autocast, which the whole has not."""
+    inputs = inputs_of(case, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = outputs(case.ours(*inputs))
+        inside, pull = vjp(lambda *i: outputs(case.ours(*i)), *inputs)
+    assert [y.dtype for y in inside] == [y.dtype for y in plain]
+    torch.testing.assert_close(inside, plain, rtol=0.05, atol=0.05)
+    assert [g.dtype for g in pull(inside)] == [t.dtype for t in inputs]
 
 
 @contract("torch.func")

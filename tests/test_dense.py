@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import torch_activation, widest, written_out
+from cases import torch_activation, widest, within, written_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -237,3 +237,34 @@ def test_a_jit_trace_can_be_saved_and_loaded(tmp_path: Path) -> None:
         torch.jit.trace(layer, x).save(tmp_path / "layer.pt")
         loaded = torch.jit.load(tmp_path / "layer.pt")
         torch.testing.assert_close(loaded(x), layer(x))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_tensors_that_escaped_from_a_transform(first: bool) -> None:
+    """What is left of one when its transform has ended is a tensor as any other, in whichever place."""
+    inner, other = (torch.randn(3, 4, dtype=widest()).requires_grad_() for _ in range(2))
+    escaped: list[Tensor] = []
+    torch.func.grad(lambda x: (escaped.append(x), x.sum())[1])(inner)
+    given = (escaped[0], other) if first else (other, escaped[0])
+    found, right = (f(*given) for f in (bpF.linear, F.linear))
+    torch.testing.assert_close(found, right)
+    pulled, expected = (torch.autograd.grad(y.sum(), (inner, other)) for y in (found, right))
+    torch.testing.assert_close(pulled, expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "parameters"),
+    [(key, p) for key, row in ACTIVATIONS.items() for p in (tuple(row.parameters.values()), *row.examples)],
+    ids=str,
+)
+def test_every_activation_with_every_kind_of_parameters(key: str, parameters: tuple[float, ...]) -> None:
+    """A fused layer keeps its output where that tells f′: whether it does may depend on the parameters."""
+    x, W, b = (torch.randn(shape, dtype=widest()).requires_grad_() for shape in [(9, 4), (5, 4), (5,)])
+    found = bpF.dense(
+        x, W, b, activation=key, activation_parameters=dict(zip(ACTIVATIONS[key].parameters, parameters, strict=True))
+    )
+    right = torch_activation(key)(F.linear(x, W, b), *parameters)
+    torch.testing.assert_close(found, right, **within(1e-6, 1e-7))  # torch's celu holds 1/α in float32
+    dy = torch.randn_like(right)
+    pulled, expected = (torch.autograd.grad(y, (x, W, b), dy) for y in (found, right))
+    torch.testing.assert_close(pulled, expected, **within(1e-6, 1e-7))

@@ -367,3 +367,20 @@ def test_bce_weights_in_transforms(weight: str, reduction: str, shape: tuple[int
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(RuntimeError, match="expected a constant"):
         bpF.binary_cross_entropy_with_logits(x[0], t[0], **{weight: torch.rand(4, requires_grad=True).double()})
+
+
+@pytest.mark.parametrize("chosen", ["weight", "pos_weight"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_bce_by_one_of_its_weights_alone(chosen: str, reduction: str) -> None:
+    """Where the logits and the target are constants."""
+    x, t = torch.randn(3, 4, dtype=widest()), torch.rand(3, 4, dtype=widest())
+    given = {name: torch.rand(4, dtype=widest()) + 0.5 for name in ("weight", "pos_weight")}
+
+    def by(f) -> Tensor:
+        def loss(w: Tensor) -> Tensor:
+            options = {**given, chosen: w, "reduction": reduction}
+            return f.binary_cross_entropy_with_logits(x, t, **options).sin().sum()
+
+        return torch.func.grad(loss)(given[chosen])
+
+    torch.testing.assert_close(by(bpF), by(F))

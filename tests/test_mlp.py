@@ -221,6 +221,12 @@ def test_device_and_dtype() -> None:
         ((4, True, 2), {}, TypeError, r"'hidden_features\[0\]'"),
         ((4, [3], None), {}, TypeError, "'out_features'"),
         ((4, [3], 2), {"activation": "rleu"}, ValueError, "'activation'.*rleu"),
+        (
+            (4, [3], 2),
+            {"activation_parameters": (0.1,)},
+            TypeError,
+            "'activation_parameters': expected a mapping.*tuple",
+        ),
         ((4, [3], 2), {"activation_parameters": {"slope": 1}}, ValueError, "'activation_parameters'.*slope"),
         ((4, [3], 2), {"dropout": 1.5}, ValueError, "'dropout'.*got 1.5"),
         ((4, [3], 2), {"norm": "layer"}, ValueError, "'norm': expected None or 'batch', got 'layer'"),

@@ -199,6 +199,11 @@ def activation_arguments(
     if name not in ACTIVATIONS:
         raise ValueError(f"{function}(): 'activation': expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     defaults = ACTIVATIONS[name].parameters
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise TypeError(
+            f"{function}(): 'activation_parameters': expected a mapping of names to numbers, "
+            f"got {type(parameters).__name__}"
+        )
     given = dict(parameters or {})
     unknown = [key for key in given if key not in defaults]
     if unknown:
