@@ -142,7 +142,7 @@ def test_each_choice_of_frozen_inputs(activation: str, training: bool, affine: b
     given = [i for i, t in enumerate(inputs) if t is not None]
     full = dict(zip(given, gradients(given, True), strict=True))
     # On the kernels, whose interpreter is slow, each alone and all but each.
-    counts = range(1, len(given)) if widest() == torch.float64 else {1, len(given) - 1}
+    counts = range(1, len(given)) if widest() == torch.float64 else {1, len(given) - 1} - {0, len(given)}
     for count in counts:
         for chosen in itertools.combinations(given, count):
             for create_graph in (False, True):
