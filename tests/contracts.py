@@ -21,8 +21,8 @@ from triton.runtime.interpreter import GridExecutor
 CONTRACTS = {
     "backward": "values and gradients equal torch's; `gradcheck` in float64, undefined gradients included",
     "double backward": "`gradgradcheck` in float64; second derivatives equal torch's",
-    "forward mode": "`gradcheck` with forward-mode, batched and batched forward-mode gradients; forward over reverse",
-    "torch.func": "`hessian`, `jacrev`, `jacfwd` nested in every order; per-sample gradients by `vmap(grad)`",
+    "forward mode": "`gradcheck` of forward-mode and batched gradients; all tangents at once; forward over reverse",
+    "torch.func": "`hessian`, `jacrev`, `jacfwd` nested; per-sample gradients by `vmap(grad)`; each input alone",
     "compile": "`torch.compile(fullgraph=True)`, forward and backward, on aot_eager and inductor",
     "export, fx": "`torch.export`, `torch.fx.symbolic_trace`",
     "checkpoint": "`torch.utils.checkpoint` gives the same gradients",
