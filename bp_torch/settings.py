@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -125,7 +125,7 @@ class Setting:
             with Setting(name, **changes):
                 return await function(*args, **kwargs)
 
-        return within_task if inspect.iscoroutinefunction(function) else within  # type: ignore[return-value]
+        return cast(F, within_task if inspect.iscoroutinefunction(function) else within)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ that reach the line run against it, each test function's first case first. What 
     python tests/mutation.py measure                  # which test reaches which line, and how long it takes
     cosmic-ray init tests/mutation.toml build/mutation/session.sqlite
     cr-filter-operators build/mutation/session.sqlite tests/mutation.toml
-    python tests/mutation.py sample build/mutation/session.sqlite --share 0.1
+    python tests/mutation.py sample build/mutation/session.sqlite --share 0.08
     cosmic-ray exec tests/mutation.toml build/mutation/session.sqlite
     python tests/mutation.py report build/mutation/session.sqlite
 
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ contracts contracts_transforms cross_entropy dense dropout exact fast_paths form
 linear_arguments loss mlp modules new_activation other_dtypes penalty residual softmax subclasses sync_batch_norm triton
 triton_batch_norm triton_batch_norm_tiles triton_dense triton_loss triton_mlp triton_penalty triton_softmax ways"""
 TIER = ["-m", "not slow", "-k", "not compile and not trace and not export"]
-SECONDS = float(os.environ.get("MUTATION_SECONDS", "60"))  # of tests against one mutant, as measured under coverage
+# Of tests against one mutant, as measured under coverage, which takes about twice as long.
+SECONDS = float(os.environ.get("MUTATION_SECONDS", "60"))
 
 
 def measure() -> int:
@@ -94,19 +95,18 @@ def test() -> int:
     path, line = _mutated()
     chosen = tests_of(path, line)
     print(f"{path}:{line}: {len(chosen)} tests", flush=True)
-    if not chosen:
-        return 0
     status = _pytest(chosen)
     if status == 4:  # a case has another name, or none, because the table that makes the cases is broken: all of them
-        seconds, functions = 0.0, []
-        for function in dict.fromkeys(name.partition("[")[0] for name in chosen):
-            seconds += sum(t for name, t in _durations().items() if name.partition("[")[0] == function)
-            functions += [function] if seconds <= SECONDS else []
-        status = _pytest(functions)
+        took: defaultdict[str, float] = defaultdict(float)
+        for name, seconds in _durations().items():
+            took[_function_of(name)] += seconds
+        status = _pytest(_in_time(dict.fromkeys(map(_function_of, chosen)), took))
     return status
 
 
 def _pytest(names: list[str]) -> int:
+    if not names:  # pytest would run everything
+        return 0
     arguments = FOLDER / f"tests-{os.getpid()}.txt"
     arguments.write_text("\n".join(names))
     options = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:randomly", "-p", "no:cacheprovider"]
@@ -133,19 +133,28 @@ def tests_of(path: str, line: int) -> list[str]:
         tests = set().union(*reached.values())
     of_function = defaultdict(list)
     for name in sorted(tests & durations.keys(), key=lambda t: (durations[t], t)):
-        of_function[name.partition("[")[0]].append(name)
+        of_function[_function_of(name)].append(name)
     # The cheapest case, then cases from over the whole range of costs: the cheapest are often the degenerate ones.
     order = sorted(
         (rank, durations[name], name)
         for names in of_function.values()
         for rank, name in enumerate([names[0], *sorted(names[1:], key=lambda t: _draw(t))])
     )
+    return _in_time((name for _, _, name in order), durations)
+
+
+def _in_time(names: Iterable[str], took: Mapping[str, float]) -> list[str]:
     chosen, seconds = [], 0.0
-    for _, duration, name in order:
-        if seconds + duration <= SECONDS:
+    for name in names:
+        if seconds + took[name] <= SECONDS:
             chosen.append(name)
-            seconds += duration
+            seconds += took[name]
     return chosen
+
+
+def _function_of(name: str) -> str:
+    """A test without its case."""
+    return name.partition("[")[0]
 
 
 def again(session: str) -> None:
@@ -278,7 +287,7 @@ if __name__ == "__main__":
     commands.add_parser("test")
     sampling = commands.add_parser("sample")
     sampling.add_argument("session")
-    sampling.add_argument("--share", type=float, default=0.1)
+    sampling.add_argument("--share", type=float, default=0.08)
     sampling.add_argument("--part", default="1/1")
     commands.add_parser("again").add_argument("session")
     reporting = commands.add_parser("report")

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 import bp_torch.functional as bpF
 from bp_torch import nn
 from bp_torch.functions.activation import ACTIVATIONS
+from bp_torch.functions.dense import LinearFunction
 from bp_torch.functions.dropout import draw_mask
+from bp_torch.functions.function import call
 
 SMOOTH = ["identity", "relu", "leaky_relu", "tanh", "gelu", "softplus", "sigmoid", "sin"]
 
@@ -237,6 +239,19 @@ def test_a_jit_trace_can_be_saved_and_loaded(tmp_path: Path) -> None:
         torch.jit.trace(layer, x).save(tmp_path / "layer.pt")
         loaded = torch.jit.load(tmp_path / "layer.pt")
         torch.testing.assert_close(loaded(x), layer(x))
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_autocast_is_off_inside_a_function(transformed: bool) -> None:
+    """Who calls one has cast what must be cast, as the functional forms have."""
+    x, W = torch.randn(3, 4), torch.randn(5, 4)
+
+    def f(x: Tensor) -> Tensor:
+        return call(LinearFunction, x, W, None)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.func.vjp(f, x)[0] if transformed else f(x)
+    torch.testing.assert_close(found, f(x))
 
 
 @pytest.mark.parametrize("first", [True, False])

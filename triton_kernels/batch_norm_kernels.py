@@ -7,93 +7,10 @@ import triton.language as tl
 
 from . import activation as act
 from .arithmetic import IN_INTERPRETER, fma
+from .batch_norm_tiles import channels_of, last_first, matrix_tile, share_of, spread, tile
 from .cast import cast
 
 __all__: list[str] = []
-
-
-# Where a tile lies.
-
-
-@triton.jit
-def _long(t, WIDE: tl.constexpr):
-    """The number of a tile, of which there are fewer than 2³¹, as offsets must be counted."""
-    if WIDE:
-        return tl.full((), 0, tl.int64) + t
-    else:
-        return t
-
-
-@triton.jit
-def _tile(
-    t, group, rows, columns, channels, across,
-    PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Tile t of a group of channels: offsets, mask, and the number of values of a channel in it."""
-    if PLANES:
-        top = _long(t // across, WIDE) * BLOCK_ROWS
-        left = _long(t % across, WIDE) * BLOCK_COLUMNS
-    else:
-        top = _long(t, WIDE) * BLOCK_ROWS
-        left = _long(group, WIDE) * BLOCK_COLUMNS
-    r = top + tl.arange(0, BLOCK_ROWS)
-    k = left + tl.arange(0, BLOCK_COLUMNS)
-    inside = (r < rows)[:, None] & (k < columns)[None, :]
-    count = tl.minimum(rows - top, BLOCK_ROWS)
-    if PLANES:
-        count = count * tl.minimum(columns - left, BLOCK_COLUMNS)
-        r = r * channels + group
-    return r[:, None] * columns + k[None, :], inside, count.to(tl.float32)
-
-
-@triton.jit
-def _matrix_tile(
-    t, rows, columns, channels, across,
-    PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Tile t of the whole matrix: offsets, mask, and the channels of its rows (planes) or columns, with their mask."""
-    r = _long(t // across, WIDE) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    k = _long(t % across, WIDE) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    inside = (r < rows)[:, None] & (k < columns)[None, :]
-    i = r[:, None] * columns + k[None, :]
-    if PLANES:
-        return i, inside, r % channels, r < rows
-    else:
-        return i, inside, k, k < columns
-
-
-@triton.jit
-def _last_first():
-    """The program's number, counted from the end: what the sweep before read last is in the L2 cache still."""
-    return tl.num_programs(0) - 1 - tl.program_id(0)
-
-
-@triton.jit
-def _share(groups, steps, tiles):
-    """The program's group and split, and its tiles first ... last - 1."""
-    program = tl.program_id(0)
-    split = program // groups
-    first = split * steps
-    return program % groups, split, first, tl.minimum(first + steps, tiles)
-
-
-@triton.jit
-def _channels(group, channels, PLANES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """The channels of a group, and which of them there are."""
-    if PLANES:
-        c = group + tl.arange(0, 1)
-    else:
-        c = group * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    return c, c < channels
-
-
-@triton.jit
-def _spread(v, PLANES: tl.constexpr):
-    """A value of each row (planes) or column, to broadcast over a tile of the whole matrix."""
-    return v[:, None] if PLANES else v[None, :]
-
-
-# What is computed in it.
 
 
 @triton.jit
@@ -147,7 +64,7 @@ def _moments(
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """count, K, mean - K and Σ (x - mean)² of each channel in the tiles first ... last - 1."""
-    i, inside, count = _tile(
+    i, inside, count = tile(
         first, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
     x = _load(X, i, inside)
@@ -161,7 +78,7 @@ def _moments(
     s1 = d
     s2 = d * d
     for t in range(first + 1, last):
-        i, inside, more = _tile(
+        i, inside, more = tile(
             t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
         )  # fmt: skip
         d = tl.where(inside, _load(X, i, inside) - K[None, :], 0.0)
@@ -213,7 +130,7 @@ def _sums(
     total = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     dot = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     for t in range(first, last):
-        i, inside, _count = _tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
+        i, inside, _count = tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
         d = _load(X, i, inside) - mean[None, :]
         dz = _dz(
             DY, S, R, d, k[None, :], beta[None, :], i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty
@@ -260,8 +177,8 @@ def _statistics(
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A split of a group: its count, K, mean - K and Σ (x - mean)²."""
-    group, split, first, last = _share(groups, steps, tiles)
-    c, known = _channels(group, channels, PLANES, BLOCK_COLUMNS)
+    group, split, first, last = share_of(groups, steps, tiles)
+    c, known = channels_of(group, channels, PLANES, BLOCK_COLUMNS)
     count, K, delta, m2 = _moments(
         X, group, first, last, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
@@ -315,13 +232,13 @@ def _apply(
     KEY: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    i, inside, c, known = _matrix_tile(
-        _last_first(), rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
+    i, inside, c, known = matrix_tile(
+        last_first(), rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
     k = _optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps)
     beta = _optional(BETA, c, known, 0.0)
-    d = _load(X, i, inside) - _spread(_load(MEAN, c, known), PLANES)
-    z = _pre_activation(d, _spread(k, PLANES), _spread(beta, PLANES), R, i, inside)
+    d = _load(X, i, inside) - spread(_load(MEAN, c, known), PLANES)
+    z = _pre_activation(d, spread(k, PLANES), spread(beta, PLANES), R, i, inside)
     tl.store(Y + i, cast(act.forward(z, KEY, a, b), Y.dtype.element_ty), mask=inside)
 
 
@@ -332,8 +249,8 @@ def _forward_whole(
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Statistics and y of a whole group."""
-    group, _split, first, last = _share(tl.num_programs(0), tiles, tiles)
-    c, known = _channels(group, channels, PLANES, BLOCK_COLUMNS)
+    group, _split, first, last = share_of(tl.num_programs(0), tiles, tiles)
+    c, known = channels_of(group, channels, PLANES, BLOCK_COLUMNS)
     count, K, delta, m2 = _moments(
         X, group, first, last, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
@@ -344,7 +261,7 @@ def _forward_whole(
     k = _optional(GAMMA, c, known, 1.0) * _deviation(var, eps)
     beta = _optional(BETA, c, known, 0.0)
     for t in range(first, last):
-        i, inside, _count = _tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
+        i, inside, _count = tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
         z = _pre_activation(_load(X, i, inside) - mean[None, :], k[None, :], beta[None, :], R, i, inside)
         tl.store(Y + i, cast(act.forward(z, KEY, a, b), Y.dtype.element_ty), mask=inside)
 
@@ -360,8 +277,8 @@ def _reduce(
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A split of a group: Σ dz and Σ dz (x - mean); dr, and the dx of given statistics, in the same sweep."""
-    group, split, first, last = _share(groups, steps, tiles)
-    c, known = _channels(group, channels, PLANES, BLOCK_COLUMNS)
+    group, split, first, last = share_of(groups, steps, tiles)
+    c, known = channels_of(group, channels, PLANES, BLOCK_COLUMNS)
     mean = _load(MEAN, c, known)
     k = _optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps)
     total, dot = _sums(
@@ -405,16 +322,16 @@ def _backward_apply(
     KEY: tl.constexpr, OUTPUT: tl.constexpr,
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    i, inside, c, known = _matrix_tile(
-        _last_first(), rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
+    i, inside, c, known = matrix_tile(
+        last_first(), rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
     )  # fmt: skip
-    k = _spread(_optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps), PLANES)
-    beta = _spread(_optional(BETA, c, known, 0.0), PLANES)
-    d = _load(X, i, inside) - _spread(_load(MEAN, c, known), PLANES)
+    k = spread(_optional(GAMMA, c, known, 1.0) * _deviation(_load(VAR, c, known), eps), PLANES)
+    beta = spread(_optional(BETA, c, known, 0.0), PLANES)
+    d = _load(X, i, inside) - spread(_load(MEAN, c, known), PLANES)
     dz = _dz(DY, S, R, d, k, beta, i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty)
     if COEFFICIENTS is not None:
-        shift = _spread(_load(COEFFICIENTS, c, known), PLANES)
-        slope = _spread(_load(COEFFICIENTS + channels, c, known), PLANES)
+        shift = spread(_load(COEFFICIENTS, c, known), PLANES)
+        slope = spread(_load(COEFFICIENTS + channels, c, known), PLANES)
         dx = fma(k, dz, fma(slope, d, shift))
     else:
         dx = k * dz
@@ -432,8 +349,8 @@ def _backward_whole(
     PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a whole group, in training."""
-    group, _split, first, last = _share(tl.num_programs(0), tiles, tiles)
-    c, known = _channels(group, channels, PLANES, BLOCK_COLUMNS)
+    group, _split, first, last = share_of(tl.num_programs(0), tiles, tiles)
+    c, known = channels_of(group, channels, PLANES, BLOCK_COLUMNS)
     mean = _load(MEAN, c, known)
     s = _deviation(_load(VAR, c, known), eps)
     k = _optional(GAMMA, c, known, 1.0) * s
@@ -446,9 +363,7 @@ def _backward_whole(
     shift, slope = _finished(total, dot, s, k, c, known, n, DGAMMA, DBETA, DMEAN, DVAR, False)
     if DX is not None:
         for t in range(first, last):
-            i, inside, _count = _tile(
-                t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE
-            )
+            i, inside, _count = tile(t, group, rows, columns, channels, across, PLANES, BLOCK_ROWS, BLOCK_COLUMNS, WIDE)
             d = _load(X, i, inside) - mean[None, :]
             dz = _dz(
                 DY, S, R, d, k[None, :], beta[None, :], i, inside, a, b, KEY, OUTPUT, X.dtype.element_ty

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     # To a type checker a class of ours is its parent of the same name, whose interface it has.
     from torch.nn import *
 
-from .. import functional as functional  # type: ignore[no-redef]
+from .. import functional as functional  # type: ignore[no-redef]  # torch.nn's star brings its own
 from . import _submodules
 from . import activation as _activation
 from . import batch_norm as _batch_norm
