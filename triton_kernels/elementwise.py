@@ -201,14 +201,14 @@ def forward(
     x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue
 ) -> tuple[Tensor, Tensor | None]:
     """y = dropout(f(x + bias)) + residual, in x's dtype promoted with the residual's; and a where that tells f′."""
-    return run_forward(x, bias, residual, seed, e, act_last=False, store=e.keeps(seed, residual) == "a")
+    return run_forward(x, bias, residual, seed, e, act_last=False)
 
 
 def run_forward(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue,
-    act_last: bool, store: bool,
-) -> tuple[Tensor, Any]:  # fmt: skip
-    """y of a layer, or of a residual connection (``act_last``); and what tells f′, where it is to be stored."""
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, e: Epilogue, act_last: bool
+) -> tuple[Tensor, Any]:
+    """y of a layer, or of a residual connection (``act_last``); and a, or there z, where that tells f′."""
+    store = e.keeps() == "z" if act_last else e.keeps(seed, residual) == "a"
     layout = Layout.of(x)
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = layout.new(x, dtype)

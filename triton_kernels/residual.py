@@ -17,7 +17,7 @@ __all__ = ["backward", "forward"]
 
 def forward(x: Tensor, residual: Tensor, seed: Tensor | None, e: Epilogue) -> tuple[Tensor, Tensor | None]:
     """y, in x's dtype promoted with the residual's; and z where that tells f′."""
-    return run_forward(x, None, residual, seed, e, act_last=True, store=e.keeps() == "z")
+    return run_forward(x, None, residual, seed, e, act_last=True)
 
 
 def backward(

@@ -21,15 +21,8 @@ from .function import Function
 __all__ = ["LogSoftmaxFunction", "SoftmaxFunction"]
 
 
-class SoftmaxFunction(Function):
-    """y = softmax(x) along ``dim``.
-
-    Backward: dx = y ⊙ (dy - Σ dy ⊙ y). Shapes: any, all equal. dtypes: floating.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, dim: int) -> Tensor:
-        return torch.softmax(x, dim)
+class _OfOutput:
+    """What both save: the output, which tells the derivative."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,6 +32,17 @@ class SoftmaxFunction(Function):
     @staticmethod
     def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_forward(output)
+
+
+class SoftmaxFunction(_OfOutput, Function):
+    """y = softmax(x) along ``dim``.
+
+    Backward: dx = y ⊙ (dy - Σ dy ⊙ y). Shapes: any, all equal. dtypes: floating.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return torch.softmax(x, dim)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
@@ -56,7 +60,7 @@ def _softmax_pull(dy: Tensor, y: Tensor, dim: int) -> Tensor:
     return (p * (dy - (dy * p).sum(dim, keepdim=True))).to(y.dtype)
 
 
-class LogSoftmaxFunction(Function):
+class LogSoftmaxFunction(_OfOutput, Function):
     """y = log softmax(x) along ``dim``.
 
     Backward: dx = dy - exp(y) Σ dy. Shapes: any, all equal. dtypes: floating.
@@ -65,15 +69,6 @@ class LogSoftmaxFunction(Function):
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
         return torch.log_softmax(x, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.dim = inputs
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def save_for_jvp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
