@@ -102,7 +102,8 @@ def assert_as_good_as_torch(
 
     where σᵢ is the root mean square of torch's errors at that element, over neighbours of the inputs, and z the largest
     of torch's errors at any element in units of its σ: among many elements ours may have as bad luck as torch's. The
-    last term is what rounding may cost where torch is spared it: its sums may be wider, or its luck good.
+    last term is what rounding may cost where torch is spared it: its sums may be wider, or its luck good. The means are
+    over all draws, in units of what is rounded and erred in that draw: one draw of large numbers outweighs no others.
 
     Args:
         exact: the same in more digits; else it is ``theirs`` in float64.
@@ -192,9 +193,11 @@ def _largest(ratios: Tensor) -> float:
 
 def _failure(measured: tuple[_Measured, ...]) -> str | None:
     """What one result, in all its draws, exceeds; or None."""
+    units = [m.ours + m.torchs + m.rounding for m in measured]
     ours, torchs, rounding = (
-        math.sqrt(sum(getattr(m, name) for m in measured) / len(measured)) for name in ("ours", "torchs", "rounding")
+        math.sqrt(sum(getattr(m, name) / unit for m, unit in zip(measured, units, strict=True)) / len(measured))
+        for name in ("ours", "torchs", "rounding")
     )
     if not ours <= 2 * torchs + rounding:
-        return f"the root mean square error is {ours:.3g}, torch's {torchs:.3g}, that of rounding {rounding:.3g}"
+        return f"of all errors ours are {ours:.3g}, torch's {torchs:.3g}, those of rounding {rounding:.3g}"
     return None

@@ -16,8 +16,8 @@ import pytest
 import torch
 from case_runs import contract, every_case, inputs_of, leaves, outputs, run, scalar, upstream
 from cases import CASES, Case, on_device
-from exact import assert_as_good_as_torch, carried
-from seeds import other_inputs, seeded
+from exact import assert_as_good_as_torch, cancelled, carried
+from seeds import other_inputs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -124,13 +124,45 @@ def test_gradient_penalty_equals_torch(case: Case, backend: Setting) -> None:
         first = torch.autograd.grad(scalar(f)(*inputs), inputs, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
 
+    def in_two_steps(f: Callable[..., Any], *given: Tensor) -> tuple[Tensor, ...]:
+        """As autograd takes them where f is one Function: through its gradient, then through its result, and the sum.
+
+        torch adds what reaches the z between two of its layers before it goes on, so that the layer before never sees
+        the two large parts of a small sum. A Function of both has no such z.
+        """
+        inputs = tuple(t.detach().requires_grad_() for t in given)
+        ys = outputs(f(*inputs))
+        slopes = torch.autograd.grad(sum(torch.sin(y * 0.7).sum() for y in ys), ys, create_graph=True)
+        dys = tuple(dy.detach().requires_grad_() for dy in slopes)
+        first = torch.autograd.grad(ys, inputs, dys, create_graph=True)
+        size = sum((g**2).sum() for g in first)
+        direct = torch.autograd.grad(size, (*inputs, *dys), retain_graph=True, materialize_grads=True)
+        through = torch.autograd.grad(slopes, inputs, direct[len(inputs) :])
+        return tuple(a + b for a, b in zip(direct, through, strict=False))
+
     if backend.dtype == torch.float64:
         ours, theirs = (penalty(f, *case.inputs()) for f in (case.ours, case.theirs))
         torch.testing.assert_close(ours, theirs, **closeness(case, backend))
         return
-    generator = seeded(13)
-    ours, theirs = (functools.partial(penalty, f) for f in (case.ours, case.theirs))
-    assert_as_good_as_torch(ours, theirs, lambda: moved(case, backend.dtype, generator))
+    draws = itertools.count()
+
+    def draw() -> tuple[Tensor, ...]:
+        with other_inputs(next(draws)):
+            return inputs_of(case, backend.dtype)
+
+    def slack(*given: Tensor) -> list[Tensor | float]:
+        """Two roundings of each number that goes in: a sum may have large parts in one order and none in another."""
+        terms = carried(functools.partial(penalty, case.theirs), given)
+        return [torch.finfo(torch.float32).eps * t + lost_in_tails(case, given[0]) for t in terms]
+
+    ours, theirs = functools.partial(penalty, case.ours), functools.partial(in_two_steps, case.theirs)
+    assert_as_good_as_torch(ours, theirs, draw, slack=slack)
+
+
+def lost_in_tails(case: Case, x: Tensor) -> Tensor | float:
+    """What an activation's formula, on which the exact answer rests, loses in float64, times derivatives up to 4."""
+    activation, _, key = case.name.partition("-")
+    return 4 * cancelled(key, x) if activation == "activation" else 0.0
 
 
 @contract("checkpoint")
@@ -182,16 +214,11 @@ def test_error_at_most_twice_torch(case: Case, backend: Setting, dtype: torch.dt
         in_float32 = [True] * len(ys) + [current_backend() == "triton"] * count
         sums = [all(which) for which in zip(float32, smaller, in_float32, strict=True)]
         terms = carried(functools.partial(both, case.theirs), given) if any(sums) else [0.0] * len(sums)
-        return [torch.finfo(torch.float32).eps * t if is_sum else 0.0 for t, is_sum in zip(terms, sums, strict=True)]
+        lost = lost_in_tails(case, given[0])
+        return [torch.finfo(torch.float32).eps * t if is_sum else lost for t, is_sum in zip(terms, sums, strict=True)]
 
     ours, theirs = (functools.partial(both, f) for f in (case.ours, case.theirs))
     assert_as_good_as_torch(ours, theirs, draw, slack=slack)
-
-
-def moved(case: Case, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The case's inputs, each number moved a little, rounded to ``dtype``."""
-    factors = [1 + 0.003 * torch.randn(t.shape, generator=generator).to(t) for t in case.inputs()]
-    return tuple((t * factor).to(dtype) for t, factor in zip(case.inputs(), factors, strict=True))
 
 
 def sliced(t: Tensor) -> Tensor:

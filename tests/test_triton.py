@@ -50,13 +50,12 @@ def test_the_tables_have_the_same_keys() -> None:
 @pytest.mark.to_the_last_digits
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @every_row
-def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool, request: pytest.FixtureRequest) -> None:
+def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool) -> None:
     """f, f′ and the derivative of f′, in float32, at kinks, in tails, for NaN and Inf: error at most twice torch's.
 
     Parameters are the numbers that float32 has for them, lest at a kink float64 stands on the other side.
     """
     row, p = lookup(key, parameters, fused), torch.tensor(parameters).tolist()
-    chip = request.node.callspec.params.get("_arithmetic") == "chip"
     special = [0.0, -0.0, 1e-30, 1e-5, 1e-3, 3.0, 6.0, 0.5, 1.0, 20.0, 20.5, 88.0, 100.0, 1e4, float("inf")]
     special += [-x for x in special] + [float("nan"), *lookup(key, parameters).kinks(*p)]
 
@@ -71,9 +70,7 @@ def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool, 
         return [f, df if row.native is None else row.native(torch.ones_like(s), s, *p), ddf]
 
     def slack(x: torch.Tensor, s: torch.Tensor) -> list[torch.Tensor | float]:
-        # A chip's e^t has one unit of error more than torch's on the CPU, and e^t - 1 may have units half as large.
-        growing = chip and key == "celu" and p[0] < 0
-        return [2**-23 * (row.f(x.double(), *p) + p[0]).abs() if growing else 0.0, *[cancelled(key, s)] * 2]
+        return [0.0, *[cancelled(key, s)] * 2]
 
     def table(x: torch.Tensor, s: torch.Tensor) -> list[torch.Tensor]:
         found = [torch.empty_like(x) for _ in range(3)]

@@ -12,7 +12,7 @@ import math
 import triton
 import triton.language as tl
 
-from .arithmetic import exp
+from .arithmetic import exp, fma
 
 __all__ = ["KEYS", "curvature", "derivative", "forward", "pull"]
 
@@ -42,21 +42,32 @@ def tanh(x):
 
 
 @triton.jit
-def expm1_negative(x):
-    """e^x - 1 for x ≤ 0; by its series where the difference is less than e^x and would lose digits of it."""
-    p = 1 + x * (1 / 7) * (1 + x * (1 / 8) * (1 + x * (1 / 9) * (1 + x * (1 / 10))))
-    p = 1 + x * (1 / 4) * (1 + x * (1 / 5) * (1 + x * (1 / 6) * p))
-    series = x * (1 + x * (1 / 2) * (1 + x * (1 / 3) * p))
-    return tl.where(x > -0.7, series, exp(x) - 1)
+def expm1(x):
+    """e^x - 1 to one unit of the last place, for any sign of x, where the difference of e^x and 1 would lose digits.
+
+    With n = round(x / ln 2) and r = x - n ln 2, so that |r| ≤ 0.35: 2^n (e^r - 1) + (2^n - 1), e^r - 1 by its series.
+    """
+    t = tl.where(x < -30, -30.0, x)
+    n = tl.floor(tl.minimum(t, 88.3) * 1.4426950408889634 + 0.5)
+    r = fma(n, 1.904654299957768e-09, fma(n, -0.693147182464599609375, t))
+    p = 1 + r * (1 / 6) * (1 + r * (1 / 7) * (1 + r * (1 / 8)))
+    p = 1 + r * (1 / 3) * (1 + r * (1 / 4) * (1 + r * (1 / 5) * p))
+    power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)  # 2^n, exactly
+    y = fma(fma(0.5 * r * r, p, r), power, power - 1)
+    return tl.where(x > 88.72, x * 3e38, tl.where(x == 0, x, y))
 
 
 @triton.jit
 def log1p_unit(u):
-    """log(1 + u) for 0 ≤ u ≤ 1, as 2 artanh(u / (2 + u))."""
+    """log(1 + u) for 0 ≤ u ≤ 1: 2 artanh(s) = 2s + s R with s = u / (2 + u), where 2s = u - s u and s u = h - s h for
+    h = u²/2, so that the largest term is u, which has no error (FDLIBM, e_log.c).
+    """
     s = tl.div_rn(u, 2 + u)
     q = s * s
-    p = 1 / 11 + q * (1 / 13 + q * (1 / 15 + q * (1 / 17)))
-    return 2 * s * (1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * p)))))
+    p = 2 / 11 + q * (2 / 13 + q * (2 / 15 + q * (2 / 17)))
+    R = q * (2 / 3 + q * (2 / 5 + q * (2 / 7 + q * (2 / 9 + q * p))))
+    h = 0.5 * u * u
+    return u - (h - s * (h + R))
 
 
 @triton.jit
@@ -102,21 +113,12 @@ def gelu_tanh_parts(x):
 
 @triton.jit
 def elu(x, alpha, scale, rate):
-    return tl.where(x <= 0, alpha * scale * expm1_negative(rate * tl.where(x <= 0, x, 0.0)), scale * x)
+    return tl.where(x <= 0, alpha * scale * expm1(rate * tl.where(x <= 0, x, 0.0)), scale * x)
 
 
 @triton.jit
 def elu_exponential(x, alpha, scale, rate):
     return alpha * scale * rate * exp(rate * tl.where(x <= 0, x, 0.0))
-
-
-@triton.jit
-def elu_growing(x, alpha):
-    """celu with α < 0, whose exponent grows: α (exp(x/α) - 1), by tanh(t/2) = (e^t - 1)/(e^t + 1)."""
-    t = tl.div_rn(tl.where(x <= 0, x, 0.0), alpha)
-    e = exp(t)
-    near = tanh(0.5 * t) * (e + 1)
-    return tl.where(x <= 0, alpha * tl.where(t < 1, near, e - 1), x)
 
 
 @triton.jit
@@ -133,7 +135,7 @@ def forward(x, KEY: tl.constexpr, a, b):
     elif KEY == "selu":
         return elu(x, SELU_ALPHA, SELU_SCALE, 1.0)
     elif KEY == "celu":
-        return tl.where(a > 0, elu(x, a, 1.0, tl.div_rn(1.0, a)), elu_growing(x, a))
+        return elu(x, a, 1.0, tl.div_rn(1.0, a))
     elif KEY == "gelu":
         return x * normal_cdf(x)
     elif KEY == "gelu_tanh":
@@ -205,7 +207,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         return (1 - s) * (1 + s)  # without the rounding of s², which 1 - s² would keep
     elif KEY == "softplus":
         if OUTPUT:
-            return tl.where(s * a > b, 1.0, -expm1_negative(-a * s))
+            return tl.where(s * a > b, 1.0, -expm1(-a * s))
         else:
             return tl.where(s * a > b, 1.0, sigmoid(a * s))
     elif KEY == "softsign":
@@ -222,7 +224,7 @@ def derivative(s, KEY: tl.constexpr, OUTPUT: tl.constexpr, a, b):
         return tl.where(s <= -3, 0.0, tl.where(s < 3, s * (1 / 3) + 0.5, 1.0))
     elif KEY == "logsigmoid":
         if OUTPUT:
-            return -expm1_negative(s)
+            return -expm1(s)
         else:
             return sigmoid(-s)
     elif KEY == "tanhshrink":
