@@ -34,7 +34,8 @@ def both_ways(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[list[Tensor], 
     for create_graph in (False, True):
         given = [t.detach().clone().requires_grad_() for t in inputs]
         y = f(*given)
-        dy = torch.linspace(-1, 1, max(y.numel(), 2), dtype=y.dtype)[: y.numel()].reshape(y.shape) + 0.5
+        numbers = torch.linspace(-1, 1, max(y.numel(), 2), dtype=y.dtype)[: y.numel()].reshape(y.shape) + 0.5
+        dy = torch.empty_like(y).copy_(numbers)  # y's layout
         found.append([y.detach(), *torch.autograd.grad(y, given, dy, create_graph=create_graph)])
     return found[0], [t.detach() for t in found[1]]
 
@@ -55,7 +56,7 @@ def test_batch_norm_writes_dx_into_dz(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch_norm_cpu, "CHUNK", chunk)
+    steps = in_steps(monkeypatch, chunk)
     x = (3 + 2 * torch.randn(shape)).double()
     x = x if memory_format is None else x.contiguous(memory_format=memory_format)
     parameters = [torch.randn(shape[1]).double() for _ in range(2)] if affine else []
@@ -65,11 +66,26 @@ def test_batch_norm_writes_dx_into_dz(
 
     fast, formula = both_ways(f, x, *parameters)
     torch.testing.assert_close(fast, formula, rtol=1e-10, atol=1e-10)
+    assert set(steps) == {x.stride(1) == 1}
+
+
+def in_steps(monkeypatch: pytest.MonkeyPatch, chunk: int) -> list[bool]:
+    """Batch norm's backward takes the steps of large tensors for small ones; what each call decided."""
+    decide, decided = batch_norm_cpu._in_steps, []
+
+    def noted(*tensors: Tensor) -> bool:
+        decided.append(decide(*tensors))
+        return decided[-1]
+
+    monkeypatch.setattr(batch_norm_cpu, "CHUNK", chunk)
+    monkeypatch.setattr(batch_norm_cpu, "FRESH", 0)
+    monkeypatch.setattr(batch_norm_cpu, "_in_steps", noted)
+    return decided
 
 
 @pytest.mark.parametrize("mean", [1e3, 1e5])
 def test_batch_norm_in_chunks_is_right_at_a_large_mean(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_norm_cpu, "CHUNK", 64)
+    steps = in_steps(monkeypatch, 64)
 
     def gradient(f: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -86,15 +102,17 @@ def test_batch_norm_in_chunks_is_right_at_a_large_mean(mean: float, monkeypatch:
         functools.partial(gradient, theirs),
         lambda: (mean + torch.randn(512, 8), torch.randn(512, 8)),
     )
+    assert set(steps) == {True}
 
 
 def test_large_batch_norm_leaves_the_gradient_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_norm_cpu, "CHUNK", 4)
+    steps = in_steps(monkeypatch, 4)
     for activation in (None, "identity", "relu"):
         x, dy = torch.randn(6, 3, requires_grad=True), torch.randn(6, 3)
         kept = dy.clone()
         bpF.batch_norm_act(x, None, None, training=True, activation=activation).backward(dy)
         assert torch.equal(dy, kept)
+    assert steps == [True]  # after relu: without an activation dz is the caller's
 
 
 @pytest.mark.parametrize("n", [2, 64, 5000])

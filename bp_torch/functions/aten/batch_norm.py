@@ -25,6 +25,10 @@ aten = torch.ops.aten
 
 CHUNK = 2**18
 """Elements that one step of a pass takes: what it computes on the way stays in a core's cache."""
+FRESH = 24 * 2**20
+"""Bytes from which a new tensor's memory comes fresh from the system, each time, and costs more than the arithmetic of
+a pass: at 17 MB the pass in steps took 1.2 times the time of ATen's kernel, at 29 MB 0.8.
+"""
 
 
 def is_fused(x: Tensor) -> bool:
@@ -107,11 +111,11 @@ def _through_statistics(
     x, gamma, mean, var = saved.x, saved.gamma, saved.mean, saved.var
     s = torch.rsqrt(var + eps) if training else None
     statistics = (mean, var, None, None) if s is None else (None, None, mean, s)
-    if s is None or not (ours and needs[0] and x.numel() > CHUNK and x.dtype == dz.dtype):
+    if s is None or not (ours and needs[0] and _in_steps(x, dz)):
         return aten.native_batch_norm_backward.default(
             dz, wide(x), *_native(gamma, *statistics), training, eps, list(needs)
         )
-    # A new tensor costs more than the arithmetic: dx is written into dz.
+    # dx is written into dz.
     _, dgamma, dbeta = aten.native_batch_norm_backward.default(
         dz, x, *_native(gamma, *statistics), training, eps, [False, True, True]
     )
@@ -124,6 +128,13 @@ def _through_statistics(
         torch.addcmul(shift, dz[i], k, out=dz[i])
         dz[i].addcmul_(x[i] - mean, of_xhat)
     return dz, dgamma if needs[1] else None, dbeta if needs[2] else None
+
+
+def _in_steps(x: Tensor, dz: Tensor) -> bool:
+    """Whether dx is faster written into dz: it is large, and a row of channels lies together, as in ``channels_last``;
+    numbers of a channel that repeat along a plane make the steps 1.3 to 1.9 times as slow as ATen's kernel.
+    """
+    return x.numel() * x.element_size() >= FRESH and x.dtype == dz.dtype and x.stride(1) == dz.stride(1) == 1
 
 
 def _forward(
