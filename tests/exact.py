@@ -193,11 +193,20 @@ def _largest(ratios: Tensor) -> float:
 
 def _failure(measured: tuple[_Measured, ...]) -> str | None:
     """What one result, in all its draws, exceeds; or None."""
-    units = [m.ours + m.torchs + m.rounding for m in measured]
-    ours, torchs, rounding = (
-        math.sqrt(sum(getattr(m, name) / unit for m, unit in zip(measured, units, strict=True)) / len(measured))
-        for name in ("ours", "torchs", "rounding")
-    )
+    shares = [_shares(m) for m in measured]
+    ours, torchs, rounding = (math.sqrt(sum(of_all) / len(shares)) for of_all in zip(*shares, strict=True))
     if not ours <= 2 * torchs + rounding:
         return f"of all errors ours are {ours:.3g}, torch's {torchs:.3g}, those of rounding {rounding:.3g}"
     return None
+
+
+def _shares(m: _Measured) -> tuple[float, float, float]:
+    """Of all that is wrong in one draw, how much is ours, torch's, and rounding's. Where torch's is infinite or NaN
+    (an overflow, say) ours may be what it is, and the other way round nothing excuses it.
+    """
+    if not math.isfinite(m.torchs):
+        return 0.0, 1.0, 0.0
+    if not math.isfinite(m.ours):
+        return 1.0, 0.0, 0.0
+    unit = m.ours + m.torchs + m.rounding
+    return (m.ours / unit, m.torchs / unit, m.rounding / unit) if unit else (0.0, 0.0, 0.0)
