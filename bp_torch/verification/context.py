@@ -63,14 +63,14 @@ class Context:
     def dtype(self) -> torch.dtype:
         return self.given.floats[0].dtype
 
-    def with_rows(self, count: int) -> Context:
-        """The same on the first rows."""
+    def with_rows(self, rows: Sequence[int]) -> Context:
+        """The same on these rows."""
         other = copy.copy(self)
-        index = torch.arange(count)
+        index = torch.tensor(rows)
         other.given = self.given.rows(self.rows.batched, index)
         other.exact = self.exact.rows(self.rows.batched, index)
         other.subject = self.subject.at(other.given)
-        other.__dict__["rows"] = Rows(count, self.rows.batched, self.rows.kind)
+        other.__dict__["rows"] = Rows(len(rows), self.rows.batched, self.rows.kind)
         return other
 
     def _works_in_place(self) -> bool:

@@ -71,6 +71,14 @@ def _gradcheck(c: Context, point: Point, what: str) -> None:
         report(c, first_order(c, c.subject, point, entries=12), point, what, c.subject.names)
 
 
+def _fails(c: Context, point: Point) -> bool:
+    try:
+        _gradcheck(c, point, "")
+    except Failed:
+        return True
+    return False
+
+
 @check(
     "zero-stride-inputs",
     "expanded inputs (strides of 0) give what their contiguous copies give",
@@ -90,7 +98,12 @@ def zero_stride_inputs(c: Context) -> str | None:
     for name, layout in (("one row expanded", rows), ("one column expanded", columns)):
         point = _inputs(c.given, layout)
         if c.random:
-            _gradcheck(c, _inputs(c.exact, layout), f"with {name} as input the gradient of")
+            laid, what = _inputs(c.exact, layout), f"with {name} as input the gradient of"
+            try:
+                _gradcheck(c, laid, what)
+            except Failed:
+                if not _fails(c, _plain(laid)):  # equal rows may be a kink, as of relu after batch norm
+                    raise
         else:
             c.compare(c.subject.run(point), c.subject.run(_plain(point)), f"with {name} as input", point)
     return "random numbers may follow the layout: gradients against numerical ones" if c.random else None
