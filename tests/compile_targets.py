@@ -8,6 +8,7 @@ process the kernels belong to Triton's interpreter::
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
@@ -163,7 +164,7 @@ def problems(result: Result) -> list[str]:
 def digest() -> str:
     """Of what decides on the compiled code, beside Triton's version: kernels, their constants, the targets.
 
-    Neither the rest of their files nor which file holds them counts.
+    Neither the rest of their files nor which file holds them counts, nor comments and docstrings.
     """
     import triton.language as tl
     from triton.runtime.jit import JITFunction
@@ -173,10 +174,20 @@ def digest() -> str:
     for module in modules("bp_torch.triton_kernels"):
         for name, value in vars(module).items():
             if isinstance(value, JITFunction):
-                parts.add(value.src)
+                parts.add(_bare(value.src))
             elif isinstance(value, tl.constexpr):
                 parts.add(f"{name} = {value.value}")
     return hashlib.sha256("\0".join(sorted(parts)).encode()).hexdigest()[:16]
+
+
+def _bare(source: str) -> str:
+    """A function's source without comments and docstring."""
+    tree = ast.parse(source)
+    (function,) = tree.body
+    assert isinstance(function, ast.FunctionDef)
+    if ast.get_docstring(function) is not None:
+        function.body = function.body[1:]
+    return ast.unparse(tree)
 
 
 def compile_all(names: str = "", briefly: bool = False) -> list[Result]:

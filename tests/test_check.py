@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from defects import BiasOff, Linear
+from defects import BiasOff, Linear, OverwritesSaved
 from defects_in_use import Tied
 from planted import t
 from test_readme import assert_same_output, blocks_of
@@ -70,6 +70,42 @@ def test_no_false_alarm(name: str) -> None:
 def test_no_false_alarm_in_torch_nn(name: str) -> None:
     """Without the four checks that take half of the time; bp-torch check runs those on this library's layers."""
     check_of_torch(name, skip=["compile", "gradgradcheck", "evaluation", "odd-sizes"])
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    """The numbers by which a false alarm was found, with parameters drawn from the same seed."""
+    torch.manual_seed(seed)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1000 * seed))
+
+
+def test_equal_rows_at_a_kink_are_no_fault_of_their_layout() -> None:
+    """Batch norm makes rounding of equal rows, and relu's kink lies there."""
+
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x * 2 if x.stride(0) else x.detach() * 2 + x, training=self.training)
+
+    x = drawn(15, 6, 5)
+    right = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+    assert bp_torch.check(right, x, checks="zero-stride-inputs", **PATIENT)
+    assert not bp_torch.check(Wrong(), x, checks="zero-stride-inputs", **PATIENT)
+
+
+def test_large_inputs_of_saturated_attention_are_rounded_as_they_must_be() -> None:
+    x = drawn(8, 2, 3, 4)
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    assert bp_torch.check(layer, x, checks="tails", **PATIENT)
+
+
+def test_one_unlucky_rounding_at_a_large_mean_is_no_fault() -> None:
+    x = drawn(8, 2, 6, 4)
+    assert bp_torch.check(nn.GroupNorm(3, 6), x, checks="large-mean", **PATIENT)
+
+
+def test_an_example_is_the_one_row_that_shows_the_fault() -> None:
+    x = torch.tensor([[-1.0, -2.0], [-3.0, -1.0], [1.0, 2.0], [-1.0, 3.0]])  # relu hides it in the first two
+    (failure,) = bp_torch.check(OverwritesSaved.apply, x, checks="overwriting", **PATIENT).failures
+    assert next(iter(failure.example.values())).startswith("shape (1, 2), strides (2, 1), float32, values 1, 2")
 
 
 def linear() -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -81,6 +82,40 @@ def test_what_is_wrong_with_small_numbers_is_seen_beside_large_ones(share: float
     assert_as_good_as_torch(off(8.0), off(8.0), draw)
     with pytest.raises(pytest.fail.Exception, match="elements are too far off"):
         assert_as_good_as_torch(ours, off(8.0), draw)
+
+
+def test_one_draw_of_large_numbers_outweighs_no_others() -> None:
+    """Too much in 63 draws is seen beside one in which torch's error is as large; and one draw alone is luck."""
+
+    def ours(small: float, large: float) -> Callable[[Tensor], Tensor]:
+        def identity(x: Tensor) -> Tensor:
+            units = large if x.abs().max() > 1e3 else small
+            return (x * (1 + units * UNIT * (2 * torch.randint(2, x.shape) - 1).double())).float()
+
+        return identity
+
+    def draws(at: int) -> Callable[[], list[Tensor]]:
+        count = itertools.count()
+        return lambda: [(1e6 if next(count) == at else 1.0) * (1 + torch.rand(9))]
+
+    with pytest.raises(pytest.fail.Exception, match="in 64 draws result 0: of all errors"):
+        assert_as_good_as_torch(ours(20.0, 8.0), off(8.0), draws(at=10))
+    assert_as_good_as_torch(ours(8.0, 20.0), off(8.0), draws(at=0))
+
+
+def test_where_torch_overflows_ours_may_be_anything_and_not_the_other_way_round() -> None:
+    def right(x: Tensor) -> Tensor:
+        return x
+
+    def overflows(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else x * 1e38 / 1e38
+
+    def draw() -> list[Tensor]:
+        return [20 * torch.rand(9)]
+
+    assert_as_good_as_torch(right, overflows, draw, exact=Tensor.double)
+    with pytest.raises(pytest.fail.Exception):
+        assert_as_good_as_torch(overflows, right, draw, exact=Tensor.double)
 
 
 def test_where_torch_cancels_as_much_is_allowed_and_nowhere_else() -> None:

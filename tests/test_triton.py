@@ -96,6 +96,25 @@ def test_the_tables_agree(key: str, parameters: tuple[float, ...], fused: bool) 
         torch.testing.assert_close(ours[finite], theirs[finite])
 
 
+@triton.jit
+def _expm1(X, Y, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(Y + i, kernels.activation.expm1(tl.load(X + i, mask=i < n, other=0.0)), mask=i < n)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+def test_expm1_is_right_to_1_6_units_of_the_last_place() -> None:
+    x = torch.cat([torch.linspace(-40, 88.72, 40_001), torch.linspace(-1, 1, 20_001), torch.logspace(-30, 0, 2_001)])
+    x = torch.cat([x, torch.tensor([-0.0, 88.8, 1e30, float("inf"), -float("inf"), -1e30, float("nan")])]).to(DEVICE)
+    y = torch.empty_like(x)
+    _expm1[(triton.cdiv(x.numel(), 4096),)](x, y, x.numel(), 4096)
+    exact = torch.expm1(x.double())
+    torch.testing.assert_close(y[-7:], torch.expm1(x[-7:]), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(y.signbit(), x.signbit())
+    unit = 2.0 ** (torch.frexp(exact[:-7]).exponent.double() - 24)
+    assert ((y[:-7] - exact[:-7]).abs() / unit).nan_to_num(0).max() < 1.6
+
+
 @pytest.mark.parametrize("p", [0.5, 0.1, 1e-5])
 @pytest.mark.parametrize("start", [0, 8, 4096, 2**33])
 def test_the_mask_depends_on_the_index_alone(p: float, start: int) -> None:

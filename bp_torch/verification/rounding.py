@@ -77,13 +77,9 @@ def judge(
 
 
 def errors_of(
-    s: Subject, point: Point, seed: int, size: float = 0.0, autocast: torch.dtype | None = None
+    s: Subject, point: Point, seed: int, size_at_least: float = 0.0, autocast: torch.dtype | None = None
 ) -> dict[str, tuple[float, float, float]]:
-    """For each output and gradient: root mean squares of the error, its bound, and the value.
-
-    With inputs of a ``size``, an output is rounded as a number of that size may be, and a gradient, which may be a
-    small difference of such times an input, as one of its square.
-    """
+    """For each output and gradient: root mean squares of the error, its bound, and the value."""
     low = autocast or point.floats[0].dtype
     unit = torch.finfo(low).eps / 2
     exact, dys = _exact(s, point, low)
@@ -98,12 +94,12 @@ def errors_of(
         if not ok.any():
             continue
         error = (a.double() - b)[ok].square().mean().sqrt()
-        value = b[ok].square().mean().sqrt()
+        size = b[ok].square().mean().sqrt()
         change = torch.stack([(one[name] - b)[ok].square().nan_to_num(0).mean() for one in near]).mean()
-        rounding = unit * float(value) + torch.finfo(a.dtype).tiny * torch.finfo(a.dtype).eps
+        rounding = unit * float(size) + torch.finfo(a.dtype).tiny * torch.finfo(a.dtype).eps
         # A gradient that is zero but for rounding is as exact as the terms that cancel in it.
-        rounding = max(rounding, unit * (max(overall, size**2) if name.startswith("the gradient") else size))
-        found[name] = (float(error), BOUND * float((change + rounding**2).sqrt()), float(value))
+        rounding = max(rounding, unit * overall if name.startswith("the gradient") else 0.0, unit * size_at_least)
+        found[name] = (float(error), BOUND * float((change + rounding**2).sqrt()), float(size))
     return found
 
 
